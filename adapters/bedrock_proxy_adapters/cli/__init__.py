@@ -1,0 +1,3 @@
+"""
+The ``bedrock-proxy`` command.
+"""

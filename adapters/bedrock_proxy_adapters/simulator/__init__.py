@@ -1,0 +1,3 @@
+"""
+A fake Bedrock Runtime on loopback.
+"""

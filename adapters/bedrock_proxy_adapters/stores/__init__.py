@@ -1,0 +1,3 @@
+"""
+Where customers, tokens, limits and the ledger live.
+"""

@@ -1,0 +1,3 @@
+"""
+What the proxy tells the outside about requests that have ended.
+"""

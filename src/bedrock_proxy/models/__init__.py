@@ -1,0 +1,3 @@
+"""
+One reader per Bedrock model family: upstream JSON in, parts out.
+"""
