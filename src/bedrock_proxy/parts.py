@@ -13,8 +13,8 @@ from attrs import frozen
 
 from bedrock_proxy.usage import Usage
 
-Json: TypeAlias = Union[  # noqa: UP007 -- a recursive alias needs the quoted name at run time
-    None, bool, int, float, str, Sequence["Json"], Mapping[str, "Json"]
+Json: TypeAlias = Union[  # a recursive alias needs quoted names
+    bool, int, float, str, Sequence["Json"], Mapping[str, "Json"], None
 ]
 """Any value that JSON can say."""
 
