@@ -6,16 +6,13 @@ into client bytes. A streamed answer is the same parts in smaller pieces: concat
 the pieces of a stream gives the parts of the whole answer.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 from attrs import frozen
 
 from bedrock_proxy.usage import Usage
 
-Json: TypeAlias = Union[  # a recursive alias needs quoted names
-    bool, int, float, str, Sequence["Json"], Mapping[str, "Json"], None
-]
+Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 """Any value that JSON can say."""
 
 
