@@ -125,6 +125,14 @@ class TakeDrain(Effect[bool]):
 
 
 @frozen
+class Ready(Effect[bool]):
+    """Does this process take new work?"""
+
+    def run(self, ports: Ports) -> bool:
+        return ports.slots.ready()
+
+
+@frozen
 class Admit(Effect["Grant | Refusal"]):
     """May this request go to Bedrock?"""
 

@@ -299,6 +299,10 @@ class UpstreamUnreachable(Exception):
 class Slots(Protocol):
     """The process's own bounds. Always instant; what a flow took is freed when it ends."""
 
+    def ready(self) -> bool:
+        """Whether new work is taken: False once the server is stopping."""
+        ...
+
     def take_stream(self) -> bool:
         """Whether another call may be opened (``max_streams``)."""
         ...

@@ -1,0 +1,53 @@
+# Two commands do everything on a fresh machine:
+#   make demo   the main job on this machine alone: no AWS account, nothing to configure
+#   make test   every check there is, slow ones apart
+# Both set up a virtual environment in .venv first; an installed uv is used, none is needed.
+
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+PYTEST ?= $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint bench wheel clean
+
+help:
+	@sed -n '2,4p' Makefile | sed 's/^# *//'
+	@echo "  also: make lint, test-slow, bench, wheel, clean"
+
+$(VENV)/.venv-made:
+	@sh scripts/make-venv "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+$(VENV)/.serve-installed: $(VENV)/.venv-made pyproject.toml
+	@sh scripts/install "$(VENV)" "-e .[serve]"
+	@touch $@
+
+$(VENV)/.dev-installed: $(VENV)/.venv-made pyproject.toml
+	@sh scripts/install "$(VENV)" "-e .[serve]" --group dev
+	@touch $@ $(VENV)/.serve-installed
+
+demo: $(VENV)/.serve-installed
+	@$(BIN)/bedrock-proxy demo $(DEMO)
+
+lint: $(VENV)/.dev-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+test: lint
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.dev-installed
+	$(PYTEST) -m slow $(ARGS)
+
+bench: $(VENV)/.dev-installed
+	$(BIN)/python -m benchmarks
+
+wheel: $(VENV)/.dev-installed
+	$(BIN)/python -m build --wheel --outdir dist
+
+clean:
+	rm -rf $(VENV) dist build

@@ -1,0 +1,214 @@
+"""
+The two drivers, side by side: ``drive`` runs a flow on the calling thread, ``adrive`` on
+any event loop. Both keep three rules.
+
+- A pending ask is never abandoned: its reply, or its error, always reaches the flow.
+- An interruption is delivered only where the flow *says* something (saying ``b""`` is
+  how a flow offers a place for one without sending anything).
+- Nobody closes a flow: it ends by itself, after its ledger row.
+
+An interruption that must not wait for the model (``cuts``) closes the call under way,
+which makes the pending read return; the flow then says ``b""`` and hears why.
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, ClassVar, Final
+
+from bedrock_proxy.effects import Effect, Flow, Open
+from bedrock_proxy.errors import BedrockProxyError, ClientFault, Code, ProxyError, Unavailable
+from bedrock_proxy.http import Head
+from bedrock_proxy.ports import Ports, UpstreamReply
+
+
+class Interruption(BedrockProxyError):
+    """
+    Why a reply should end before the model has ended.
+
+    Attributes:
+        cuts: Whether the call under way is closed at once.
+        unsaid: Whether it came before the bytes that were being said went out.
+    """
+
+    cuts: bool = True
+    unsaid: bool = False
+
+
+class Gone(Interruption):
+    """
+    The client left: say nothing more.
+
+    Args:
+        cuts: True under the policy ``cancel``; False under ``drain``, where the rest is
+            read for the sake of the bill.
+    """
+
+    def __init__(self, *, cuts: bool = False) -> None:
+        super().__init__()
+        self.cuts = cuts
+
+
+class Ending(Interruption):
+    """The reply must end now, with one terminal error."""
+
+    code: ClassVar[Code]
+
+    @property
+    def error(self) -> ProxyError:
+        """What to tell the client."""
+        raise NotImplementedError
+
+
+class Deadline(Ending):
+    """The host's own time is almost up (a Lambda's deadline, a gateway's limit)."""
+
+    @property
+    def error(self) -> ProxyError:
+        return ClientFault(
+            "The answer took longer than this endpoint may run; ask for fewer tokens, or use "
+            "an endpoint that streams.",
+            Code.TIMEOUT,
+            status=504,
+        )
+
+
+class Shutdown(Ending):
+    """The server is stopping."""
+
+    @property
+    def error(self) -> ProxyError:
+        return Unavailable(
+            "The server is shutting down; send the request again.", Code.SERVER_SHUTDOWN
+        )
+
+
+class Interrupts:
+    """
+    Where a host leaves the reason why one reply should end early. Any thread may post;
+    only the flow's driver takes.
+    """
+
+    __slots__ = ("_cut", "_reasons", "_reply")
+
+    def __init__(self) -> None:
+        self._reasons: deque[Interruption] = deque()
+        self._reply: UpstreamReply | None = None
+        self._cut = False
+
+    def post(self, reason: Interruption) -> None:
+        """Deliver *reason* the next time the flow says something."""
+        self._reasons.append(reason)
+        if reason.cuts:
+            # Order matters: `opened` sets the reply, then looks at `_cut`; here it is the
+            # other way round, so that one of the two always closes.
+            self._cut = True
+            reply = self._reply
+            if reply is not None:
+                reply.close()
+
+    def opened(self, reply: UpstreamReply) -> None:
+        """Remember the call under way (drivers call this)."""
+        self._reply = reply
+        if self._cut:
+            reply.close()
+
+    def take(self) -> Interruption | None:
+        """The oldest reason not yet delivered, or None."""
+        return self._reasons.popleft() if self._reasons else None
+
+
+_NOTHING: Final = b""
+
+
+def perform(effect: Effect[Any], ports: Ports) -> Any:
+    """Answer *effect* on the calling thread. Only for instant and blocking ports."""
+    return effect.run(ports)
+
+
+def drive(
+    flow: Flow[ProxyError | None], ports: Ports, interrupts: Interrupts
+) -> Generator[Head | bytes, None, ProxyError | None]:
+    """
+    Run *flow* on the calling thread; iterates over what it says.
+
+    The host may stop iterating only by posting :class:`Gone` and iterating on: what is
+    left is silent, but it is the part that settles the bill.
+
+    Returns:
+        (as the iterator's value) The terminal error the reply ended in, or None.
+    """
+    try:
+        said = next(flow)
+        while True:
+            if isinstance(said, Effect):
+                try:
+                    answer = perform(said, ports)
+                except BaseException as error:  # noqa: BLE001 -- whatever it is, the flow hears it
+                    said = flow.throw(error)
+                else:
+                    if isinstance(said, Open):
+                        interrupts.opened(answer)
+                    said = flow.send(answer)
+                continue
+            reason = interrupts.take()
+            if reason is None:
+                if said != _NOTHING:
+                    yield said
+                    reason = interrupts.take()
+                if reason is None:
+                    said = next(flow)
+                    continue
+            elif said != _NOTHING:
+                reason.unsaid = True
+            said = flow.throw(reason)
+    except StopIteration as end:
+        value: ProxyError | None = end.value
+        return value
+
+
+async def adrive(
+    flow: Flow[ProxyError | None],
+    perform: Callable[[Effect[Any]], Awaitable[Any]],
+    emit: Callable[[Head | bytes], Awaitable[None]],
+    interrupts: Interrupts,
+) -> ProxyError | None:
+    """
+    Run *flow* on any event loop, awaiting *perform* for what it asks and *emit* for what
+    it says. An *emit* that raises means that the client cannot be reached: the flow hears
+    :class:`Gone`.
+
+    Returns:
+        The terminal error the reply ended in, or None.
+    """
+    try:
+        said = next(flow)
+        while True:
+            if isinstance(said, Effect):
+                try:
+                    answer = await perform(said)
+                except BaseException as error:  # noqa: BLE001 -- whatever it is, the flow hears it
+                    said = flow.throw(error)
+                else:
+                    if isinstance(said, Open):
+                        interrupts.opened(answer)
+                    said = flow.send(answer)
+                continue
+            reason = interrupts.take()
+            if reason is None:
+                if said != _NOTHING:
+                    try:
+                        await emit(said)
+                    except Exception:  # noqa: BLE001 -- whatever went wrong, nobody is there to be told
+                        reason = interrupts.take() or Gone()
+                        reason.unsaid = True
+                    else:
+                        reason = interrupts.take()
+                if reason is None:
+                    said = next(flow)
+                    continue
+            elif said != _NOTHING:
+                reason.unsaid = True
+            said = flow.throw(reason)
+    except StopIteration as end:
+        value: ProxyError | None = end.value
+        return value

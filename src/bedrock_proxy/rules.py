@@ -1,0 +1,35 @@
+"""What the operator decided, as far as the flow needs it."""
+
+from attrs import frozen
+
+
+@frozen(kw_only=True)
+class Rules:
+    """
+    The numbers behind the promises. Times in seconds unless named otherwise.
+
+    Attributes:
+        pepper: Keyed into token digests; None where the operator set none.
+        region, account: Of Bedrock's endpoint, for ARNs that clients name; None is unknown.
+        ping_every: Silence after which the client hears a ping.
+        first_byte_timeout, idle_timeout: How long Bedrock may be silent before its first
+            byte, and between reads.
+        max_duration: The longest a call may take.
+        drain: How long the rest is read for a client that left.
+        retries: How often a call may be sent again before its first byte.
+        lease_ms: How long a lease lives unless renewed, in milliseconds.
+        max_body_bytes, body_timeout: The largest request body, and how long it may take.
+    """
+
+    pepper: bytes | None = None
+    region: str | None = None
+    account: str | None = None
+    ping_every: float = 15.0
+    first_byte_timeout: float = 120.0
+    idle_timeout: float = 120.0
+    max_duration: float = 900.0
+    drain: float = 30.0
+    retries: int = 2
+    lease_ms: int = 300_000
+    max_body_bytes: int = 20 * 1024 * 1024
+    body_timeout: float = 30.0

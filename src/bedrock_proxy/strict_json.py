@@ -1,0 +1,97 @@
+"""
+The strict front for request bodies: JSON as RFC 8259 means it, and no more.
+
+``json.loads`` alone accepts duplicate keys, NaN, UTF-16 and lone surrogates; each of them
+is a way to make two parsers see two different requests (RELIABILITY.md, M46 to M56).
+"""
+
+import json
+from typing import Final, NoReturn, cast
+
+from bedrock_proxy.errors import ClientFault
+from bedrock_proxy.parts import Json
+
+MAX_DEPTH: Final = 64
+"""Nested arrays and objects; model bodies need about ten."""
+
+
+def parse_object(body: bytes) -> dict[str, Json]:
+    """
+    The JSON object in *body*.
+
+    Raises:
+        ClientFault: ``invalid_request``, with a sentence that says what is wrong.
+    """
+    if not body:
+        raise ClientFault("The request has no body; send a JSON object.")
+    if body.startswith(b"\xef\xbb\xbf"):
+        raise ClientFault("The request body begins with a byte order mark; send plain UTF-8.")
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ClientFault(f"The request body is not valid UTF-8 at byte {error.start}.") from None
+    try:
+        value: Json = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise ClientFault(
+            f"The request body is not valid JSON: {error.msg} at line {error.lineno} "
+            f"column {error.colno}."
+        ) from None
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError:  # an integer beyond the interpreter's limit on digits
+        raise ClientFault("The request body holds a number with too many digits.") from None
+    if not isinstance(value, dict):
+        raise ClientFault("The request body must be a JSON object.")
+    _check_depth(value)
+    if "\\u" in text:
+        # Only an escape can bring a lone surrogate into text that was valid UTF-8.
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ClientFault(
+                "The request body holds half of a surrogate pair (\\ud800 to \\udfff alone)."
+            ) from None
+    return value
+
+
+def _check_depth(root: Json) -> None:
+    level: list[Json] = [root]
+    for _ in range(MAX_DEPTH):
+        below: list[Json] = []
+        for container in level:
+            members = (
+                container.values() if isinstance(container, dict) else cast("list[Json]", container)
+            )
+            below += [member for member in members if isinstance(member, dict | list)]
+        if not below:
+            return
+        level = below
+    raise _too_deep()
+
+
+def _too_deep() -> ClientFault:
+    return ClientFault(f"The request body is nested more than {MAX_DEPTH} levels deep.")
+
+
+def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ClientFault("The request body has an object with the same key twice.")
+    return members
+
+
+def _finite(literal: str) -> float:
+    value = float(literal)
+    if value in {float("inf"), float("-inf")}:
+        raise ClientFault("The request body holds a number beyond the range of a double.")
+    return value
+
+
+def _constant(literal: str) -> NoReturn:
+    raise ClientFault(f"The request body holds {literal}, which is not JSON.")
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_float=_finite, parse_constant=_constant
+)
