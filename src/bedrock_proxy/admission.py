@@ -1,10 +1,41 @@
 """
 The decision whether a request may go to Bedrock, and the lease it goes with.
+
+Pure: a customer's :class:`GateState` and a request go in; a :class:`Grant` or a
+:class:`Refusal` and the next state come out. Whoever keeps the state applies each function
+here atomically; then every limit holds exactly (RELIABILITY.md section 3).
+
+Requests and tokens a minute are :mod:`~bedrock_proxy.buckets`; everything else counts by
+the UTC day and month of admission.
 """
 
+from datetime import UTC, datetime
 from enum import StrEnum, unique
+from functools import lru_cache
+from typing import Final
 
-from attrs import frozen
+from attrs import evolve, frozen
+
+from bedrock_proxy.buckets import (
+    EMPTY_BUCKET,
+    MINUTE_MS,
+    NOTHING_TAKEN,
+    Bucket,
+    Taken,
+    drained,
+    level,
+    refund,
+    take,
+    try_take,
+)
+from bedrock_proxy.customers import CustomerStatus, Key, Limits
+from bedrock_proxy.usage import UsageRecord
+
+DAY_MS: Final = 86_400_000
+"""A UTC day, in milliseconds."""
+
+CONCURRENCY_RETRY_AFTER: Final = 1
+"""Seconds to wait where too many calls are under way: any of them may end at any time."""
 
 
 @unique
@@ -57,12 +88,26 @@ class Lease:
     The right to one call: settled once, by whoever comes first.
 
     Attributes:
-        request: What was admitted.
+        request: What was admitted. Its ``at`` is the time of admission, which is later than
+            the time asked for where the clock went backwards.
         deadline: Epoch milliseconds after which a reaper may settle it.
+        of_requests, of_tokens: What it took from the buckets; the gate's own bookkeeping.
     """
 
     request: AdmissionRequest
     deadline: int
+    of_requests: Taken = NOTHING_TAKEN
+    of_tokens: Taken = NOTHING_TAKEN
+
+    @property
+    def tokens(self) -> int:
+        """The reservation, in tokens."""
+        return self.request.input_tokens + self.request.output_tokens
+
+    @property
+    def cost_nanousd(self) -> int:
+        """The reservation in nano-US-dollars; 0 where no price is known."""
+        return self.request.cost_nanousd or 0
 
 
 @frozen(kw_only=True)
@@ -97,6 +142,8 @@ class Barred(StrEnum):
     KEY_GONE = "key_gone"
     """The token was revoked or has expired since it was looked up."""
     CUSTOMER_DISABLED = "customer_disabled"
+    PRICE_UNKNOWN = "price_unknown"
+    """There is a money budget, and no price to hold the request against."""
 
 
 @frozen(kw_only=True)
@@ -117,3 +164,330 @@ class Refusal:
     retry_after: int | None = None
     cap: int | None = None
     limits: tuple[LimitState, ...] = ()
+
+
+# --- a customer's state -------------------------------------------------------------------
+
+
+@frozen
+class GateState:
+    """
+    Everything that a customer's limits depend on, open leases apart.
+
+    The counters hold what was settled and what is reserved, for the day and the month of
+    the latest admission.
+
+    Attributes:
+        clock: Epoch milliseconds of the latest admission or charge. Time never runs backwards here:
+            an earlier clock counts as this one.
+        day: Days since the epoch, UTC.
+        month: Months since year 0, UTC.
+    """
+
+    clock: int = 0
+    requests: Bucket = EMPTY_BUCKET
+    tokens: Bucket = EMPTY_BUCKET
+    day: int = 0
+    day_requests: int = 0
+    day_tokens: int = 0
+    day_cost: int = 0
+    month: int = 0
+    month_requests: int = 0
+    month_tokens: int = 0
+    month_cost: int = 0
+
+
+FRESH: Final = GateState()
+"""A customer who has never called."""
+
+
+def day_of(at: int) -> int:
+    """The UTC day of *at* (epoch milliseconds), in days since the epoch."""
+    return at // DAY_MS
+
+
+def month_of(at: int) -> int:
+    """The UTC month of *at* (epoch milliseconds), in months since year 0."""
+    return _month_of_day(at // DAY_MS)
+
+
+@lru_cache(maxsize=64)
+def _month_of_day(day: int) -> int:
+    date = datetime.fromtimestamp(day * 86_400, UTC)
+    return date.year * 12 + date.month - 1
+
+
+@lru_cache(maxsize=64)
+def start_of_month(month: int) -> int:
+    """The first millisecond of a month as :func:`month_of` counts them."""
+    return int(datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC).timestamp()) * 1000
+
+
+# --- the decision -------------------------------------------------------------------------
+
+
+def bar(status: CustomerStatus | None, key: Key | None, at: int) -> Barred | None:
+    """
+    Why a customer may not call at all at *at* (epoch milliseconds), or None.
+
+    *key* is the request's own key as it is now; None where it was revoked.
+    """
+    if key is None or (key.expires_at is not None and key.expires_at <= at):
+        return Barred.KEY_GONE
+    return Barred.CUSTOMER_DISABLED if status is not CustomerStatus.ACTIVE else None
+
+
+def decide(
+    state: GateState, limits: Limits, request: AdmissionRequest, live: int = 0
+) -> tuple[Grant | Refusal, GateState]:
+    """
+    Whether *request* may go, and the state after it: the same one where it may not.
+
+    Args:
+        live: How many of the customer's leases have not passed their deadline. An expired
+            lease counts as free, though only settlement removes it.
+    """
+    if request.cost_nanousd is None and (
+        limits.cost_per_day is not None or limits.cost_per_month is not None
+    ):
+        return _refusal(Barred.PRICE_UNKNOWN, state, limits, live, request.at), state
+    now = rolled(state, request.at)
+    tokens = request.input_tokens + request.output_tokens
+    cost = request.cost_nanousd or 0
+    requests_bucket, of_requests, wait = try_take(
+        now.requests, limits.requests_per_minute, _burst(limits), 1, now.clock
+    )
+    if wait is not None:
+        return _full(Limit.REQUESTS_PER_MINUTE, wait, state, limits, live, request.at, now), state
+    tokens_bucket, of_tokens, wait = try_take(
+        now.tokens, limits.tokens_per_minute, limits.tokens_per_minute, tokens, now.clock
+    )
+    if wait is not None:
+        return _full(Limit.TOKENS_PER_MINUTE, wait, state, limits, live, request.at, now), state
+    if limits.concurrency is not None and live >= limits.concurrency:
+        wait = CONCURRENCY_RETRY_AFTER if limits.concurrency else None
+        return _refusal(Limit.CONCURRENCY, state, limits, live, request.at, wait), state
+    for name, cap, used, asked in (
+        (Limit.REQUESTS_PER_DAY, limits.requests_per_day, now.day_requests, 1),
+        (Limit.TOKENS_PER_DAY, limits.tokens_per_day, now.day_tokens, tokens),
+        (Limit.TOKENS_PER_MONTH, limits.tokens_per_month, now.month_tokens, tokens),
+        (Limit.COST_PER_DAY, limits.cost_per_day, now.day_cost, cost),
+        (Limit.COST_PER_MONTH, limits.cost_per_month, now.month_cost, cost),
+    ):
+        if cap is not None and (cap == 0 or used + asked > cap):
+            wait = None if cap == 0 or asked > cap else _seconds_to_roll(name, now, request.at)
+            return _refusal(name, state, limits, live, request.at, wait), state
+    after = GateState(
+        now.clock,
+        requests_bucket,
+        tokens_bucket,
+        now.day,
+        now.day_requests + 1,
+        now.day_tokens + tokens,
+        now.day_cost + cost,
+        now.month,
+        now.month_requests + 1,
+        now.month_tokens + tokens,
+        now.month_cost + cost,
+    )
+    if now.clock != request.at:
+        request = evolve(request, at=now.clock)
+    lease = Lease(
+        request=request,
+        deadline=now.clock + request.lease_ms,
+        of_requests=of_requests,
+        of_tokens=of_tokens,
+    )
+    return Grant(lease=lease, limits=limit_states(after, limits, live + 1, now.clock)), after
+
+
+def refused(reason: Barred, state: GateState, limits: Limits, live: int, at: int) -> Refusal:
+    """The refusal of a customer who is barred, with the limits as they stand."""
+    return _refusal(reason, state, limits, live, at)
+
+
+def renewed(lease: Lease, at: int) -> Lease:
+    """*lease* with its deadline moved to *at* (epoch ms) + its ``lease_ms``; never back."""
+    deadline = max(lease.deadline, at + lease.request.lease_ms)
+    return lease if deadline == lease.deadline else evolve(lease, deadline=deadline)
+
+
+def settle(
+    state: GateState, limits: Limits, lease: Lease, tokens: int, cost_nanousd: int, at: int
+) -> GateState:
+    """
+    *state* with the true usage in place of what *lease* reserved.
+
+    Tokens a minute are refunded only as far as the bucket would have held them back: what
+    has drained away meanwhile was never the customer's to get back. Without that bound,
+    streams that end after the bucket has emptied would add their reservations to a full
+    burst. Usage beyond the reservation is charged as of *at* (epoch milliseconds).
+    """
+    now = max(state.clock, at)
+    bucket = state.tokens
+    if tokens <= lease.tokens:
+        bucket = refund(bucket, lease.of_tokens, lease.tokens - tokens, now)
+    elif limits.tokens_per_minute:
+        state = rolled(state, now)
+        bucket, _ = take(drained(bucket, limits.tokens_per_minute, now), tokens - lease.tokens, now)
+    more_tokens = tokens - lease.tokens
+    more_cost = cost_nanousd - lease.cost_nanousd
+    return _recount(evolve(state, tokens=bucket), lease.request.at, 0, more_tokens, more_cost)
+
+
+def release(state: GateState, lease: Lease, at: int) -> GateState:
+    """*state* as if *lease* had never been granted, within the bound of :func:`settle`."""
+    now = max(state.clock, at)
+    return _recount(
+        evolve(
+            state,
+            requests=refund(state.requests, lease.of_requests, lease.of_requests.units, now),
+            tokens=refund(state.tokens, lease.of_tokens, lease.of_tokens.units, now),
+        ),
+        lease.request.at,
+        -1,
+        -lease.tokens,
+        -lease.cost_nanousd,
+    )
+
+
+def correct(state: GateState, old: UsageRecord | None, new: UsageRecord) -> GateState:
+    """
+    *state* with the row *new* counted in place of *old* (None: it had not been counted).
+
+    Only the counters move: the minute that the row belongs to is over.
+    """
+    if old is None:
+        return _recount(state, new.admitted_at, 1, new.token_count, new.cost_nanousd or 0)
+    return _recount(
+        state,
+        new.admitted_at,
+        0,
+        new.token_count - old.token_count,
+        (new.cost_nanousd or 0) - (old.cost_nanousd or 0),
+    )
+
+
+def rolled(state: GateState, at: int) -> GateState:
+    """*state* at *at* (epoch milliseconds): fresh counters in a new UTC day or month."""
+    clock = max(state.clock, at)
+    day = clock // DAY_MS
+    if day == state.day:
+        return state if clock == state.clock else evolve(state, clock=clock)
+    month = month_of(clock)
+    next_day = evolve(state, clock=clock, day=day, day_requests=0, day_tokens=0, day_cost=0)
+    if month == state.month:
+        return next_day
+    return evolve(next_day, month=month, month_requests=0, month_tokens=0, month_cost=0)
+
+
+def limit_states(state: GateState, limits: Limits, live: int, at: int) -> tuple[LimitState, ...]:
+    """How each limit that is set stands at *at* (epoch milliseconds)."""
+    now = rolled(state, at)
+    found: list[LimitState] = []
+    for name, rate, burst, bucket in (
+        (Limit.REQUESTS_PER_MINUTE, limits.requests_per_minute, _burst(limits), now.requests),
+        (
+            Limit.TOKENS_PER_MINUTE,
+            limits.tokens_per_minute,
+            limits.tokens_per_minute,
+            now.tokens,
+        ),
+    ):
+        if rate is not None and burst is not None:
+            filled = level(bucket, now.clock) if rate else 0
+            found.append(
+                LimitState(
+                    name=name,
+                    limit=rate,
+                    remaining=max(0, burst + (-filled // MINUTE_MS)) if rate else 0,
+                    resets_in=-(-filled // (rate * 1000)) if rate else 0,
+                )
+            )
+    if limits.concurrency is not None:
+        left = max(0, limits.concurrency - live)
+        found.append(
+            LimitState(
+                name=Limit.CONCURRENCY,
+                limit=limits.concurrency,
+                remaining=left,
+                resets_in=CONCURRENCY_RETRY_AFTER if live else 0,
+            )
+        )
+    for name, cap, used in (
+        (Limit.REQUESTS_PER_DAY, limits.requests_per_day, now.day_requests),
+        (Limit.TOKENS_PER_DAY, limits.tokens_per_day, now.day_tokens),
+        (Limit.TOKENS_PER_MONTH, limits.tokens_per_month, now.month_tokens),
+        (Limit.COST_PER_DAY, limits.cost_per_day, now.day_cost),
+        (Limit.COST_PER_MONTH, limits.cost_per_month, now.month_cost),
+    ):
+        if cap is not None:
+            found.append(
+                LimitState(
+                    name=name,
+                    limit=cap,
+                    remaining=max(0, cap - used),
+                    resets_in=_seconds_to_roll(name, now, at),
+                )
+            )
+    return tuple(found)
+
+
+def _burst(limits: Limits) -> int | None:
+    return limits.requests_per_minute if limits.burst is None else limits.burst
+
+
+def _refusal(
+    reason: Limit | Barred,
+    state: GateState,
+    limits: Limits,
+    live: int,
+    at: int,
+    retry_after: int | None = None,
+) -> Refusal:
+    return Refusal(
+        reason=reason,
+        retry_after=retry_after,
+        cap=None if isinstance(reason, Barred) else getattr(limits, reason.value),
+        limits=limit_states(state, limits, live, at),
+    )
+
+
+def _full(
+    reason: Limit,
+    wait_ms: int,
+    state: GateState,
+    limits: Limits,
+    live: int,
+    at: int,
+    now: GateState,
+) -> Refusal:
+    # Waiting is counted on the caller's clock, which may be behind ours.
+    seconds = -(-(now.clock + wait_ms - at) // 1000) if wait_ms else None
+    return _refusal(reason, state, limits, live, at, seconds)
+
+
+def _seconds_to_roll(name: Limit, now: GateState, at: int) -> int:
+    if name in {Limit.TOKENS_PER_MONTH, Limit.COST_PER_MONTH}:
+        end = start_of_month(now.month + 1)
+    else:
+        end = (now.day + 1) * DAY_MS
+    return -(-(end - at) // 1000)
+
+
+def _recount(state: GateState, at: int, requests: int, tokens: int, cost: int) -> GateState:
+    if day_of(at) == state.day:
+        state = evolve(
+            state,
+            day_requests=state.day_requests + requests,
+            day_tokens=state.day_tokens + tokens,
+            day_cost=state.day_cost + cost,
+        )
+    if month_of(at) == state.month:
+        state = evolve(
+            state,
+            month_requests=state.month_requests + requests,
+            month_tokens=state.month_tokens + tokens,
+            month_cost=state.month_cost + cost,
+        )
+    return state

@@ -2,9 +2,13 @@
 Customers, their keys, limits and model allow-lists: plain values.
 """
 
+from collections.abc import Iterable
 from enum import StrEnum, unique
+from typing import Final
 
-from attrs import frozen
+from attrs import evolve, frozen
+
+from bedrock_proxy.errors import BedrockProxyError
 
 
 @unique
@@ -44,8 +48,14 @@ class Limits:
 UNLIMITED = Limits()
 """No limit at all."""
 
-DEFAULT_REQUESTS_PER_DAY = 1_000
+DEFAULT_REQUESTS_PER_DAY: Final = 1_000
 """What ``customers create`` gives where nothing is said."""
+
+MAX_KEYS: Final = 4
+"""How many keys a customer may have at once."""
+
+DEFAULT_GRACE_MS: Final = 24 * 60 * 60 * 1000
+"""How long a rotated token stays valid where nothing is said: a day, in milliseconds."""
 
 
 @frozen(kw_only=True)
@@ -88,6 +98,28 @@ class Key:
     expires_at: int | None = None
     deprecated_at: int | None = None
 
+    def is_valid(self, at: int) -> bool:
+        """Whether the token is still accepted at *at* (epoch milliseconds)."""
+        return self.expires_at is None or self.expires_at > at
+
+    def rotated(self, at: int, grace_ms: int) -> "Key":
+        """This key as it stays behind when another replaces it at *at* (epoch milliseconds)."""
+        end = at + grace_ms
+        return evolve(
+            self,
+            deprecated_at=at if self.deprecated_at is None else self.deprecated_at,
+            expires_at=end if self.expires_at is None else min(end, self.expires_at),
+        )
+
+
+def newest(keys: Iterable[Key]) -> Key | None:
+    """The key that ``rotate-token`` means where none is named: the latest not yet rotated."""
+    return max(
+        keys,
+        key=lambda key: (key.deprecated_at is None, key.created_at, key.key_id),
+        default=None,
+    )
+
 
 @frozen(kw_only=True)
 class TokenOwner:
@@ -102,3 +134,32 @@ class TokenOwner:
     key: Key
     status: CustomerStatus
     models: frozenset[str] | None
+
+
+class CustomerError(BedrockProxyError):
+    """What was asked cannot be done to this customer; the message says why."""
+
+
+class CustomerNotFound(CustomerError):
+    """There is no such customer."""
+
+    def __init__(self, customer_id: str) -> None:
+        super().__init__(f"There is no customer {customer_id!r}.")
+
+
+class KeyNotFound(CustomerError):
+    """The customer has no such key (revoked and expired ones are forgotten)."""
+
+    def __init__(self, customer_id: str, key_id: str) -> None:
+        super().__init__(f"Customer {customer_id!r} has no key {key_id!r}.")
+
+
+class AlreadyTaken(CustomerError):
+    """A customer of this id, or a key with this token, exists already."""
+
+
+class TooManyKeys(CustomerError):
+    """The customer has as many keys as one may have."""
+
+    def __init__(self, customer_id: str) -> None:
+        super().__init__(f"Customer {customer_id!r} has {MAX_KEYS} keys already; revoke one first.")
