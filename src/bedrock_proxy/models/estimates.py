@@ -1,0 +1,117 @@
+"""
+What a call may cost, before it is made: the tokens that are reserved.
+"""
+
+from typing import Final
+
+from bedrock_proxy.models.families import BY_SHAPE
+from bedrock_proxy.models.reader import Family, Path
+from bedrock_proxy.models.values import count
+from bedrock_proxy.parts import Json
+from bedrock_proxy.usage import Usage
+
+BYTES_PER_TOKEN: Final = 3
+"""UTF-8 bytes of text that are reckoned as one token: on the high side for every language."""
+BLOCK_TOKENS: Final = 1_600
+"""Tokens for an image or a document (Anthropic, "Vision": at most about 1,600 an image)."""
+
+_CONVERSE_OUTPUT: Final[Path] = ("inferenceConfig", "maxTokens")
+"""Where a Converse body states its output maximum, whatever the model."""
+
+_BLOCK_TYPES: Final = frozenset(
+    {"image", "document", "image_url", "input_image", "file", "video", "audio", "input_audio"}
+)
+_WRAPPERS: Final = ("image", "document", "video", "audio")
+_BINARY: Final = frozenset({"data", "bytes", "file_data", "b64_json", "base64String"})
+_OPAQUE: Final = frozenset({"signature", "redactedContent"})
+"""Members that hold base64 beside the text of a reasoning block."""
+_IMAGE_LISTS: Final = ("images", "inputImage")
+"""Top-level members that hold bare base64 images (Llama, Cohere Embed; Titan Embed)."""
+_TEXT_MEMBERS: Final = frozenset(
+    {"messages", "prompt", "inputText", "message", "input", "texts", "inputs", "query"}
+)
+
+
+def estimate(family: Family, body: Json) -> Usage:
+    """
+    The tokens to reserve for a request body of *family* (or for a Converse body).
+
+    Input is ⌈UTF-8 bytes of text strings ÷ 3⌉ + 1,600 for each image or document block,
+    base64 never counted as text; output is the body's own maximum, else the family's
+    default. What a family does not reserve is 0, and so is everything for an unknown model
+    whose body holds no text to complete.
+    """
+    if not family.reserves_input or (
+        family is BY_SHAPE and not (isinstance(body, dict) and not _TEXT_MEMBERS.isdisjoint(body))
+    ):
+        return Usage(input_tokens=0, output_tokens=0)
+    text_bytes, blocks = _weigh(body)
+    return Usage(
+        input_tokens=-(-text_bytes // BYTES_PER_TOKEN) + blocks * BLOCK_TOKENS,
+        output_tokens=_output(family, body) if family.reserves_output else 0,
+    )
+
+
+def _output(family: Family, body: Json) -> int:
+    for path in (*family.output_fields, _CONVERSE_OUTPUT):
+        at: Json = body
+        for key in path:
+            at = at.get(key) if isinstance(at, dict) else None
+        stated = count(at)
+        if stated is not None:
+            return stated
+    return family.default_output
+
+
+def _weigh(body: Json) -> tuple[int, int]:
+    """The bytes of text and the number of blocks. A loop, for bodies may be deep and large."""
+    size = 0
+    blocks = 0
+    rest: list[tuple[Json, bool]] = []
+    if isinstance(body, dict):
+        top = dict(body)
+        for name in _IMAGE_LISTS:
+            images = top.get(name)
+            if isinstance(images, str | list):
+                blocks += len(images) if isinstance(images, list) else 1
+                del top[name]
+        rest.append((top, False))
+    else:
+        rest.append((body, False))
+    while rest:
+        node, in_block = rest.pop()
+        if isinstance(node, dict):
+            kind = node.get("type")
+            if isinstance(kind, str) and kind in _BLOCK_TYPES:
+                blocks += 1
+                in_block = True
+            # In a block, base64 sits beside words (a title, a context, plain-text data).
+            binary = (in_block and kind != "text") or kind == "redacted_thinking"
+            for key, value in node.items():
+                if isinstance(value, str):
+                    if (binary and key in _BINARY) or key in _OPAQUE:
+                        continue
+                    if in_block and value.startswith("data:"):
+                        continue
+                    size += len(value) if value.isascii() else _utf8(value)
+                elif isinstance(value, dict):
+                    if key in _WRAPPERS and "source" in value:
+                        blocks += 1
+                        rest.append((value, True))
+                    else:
+                        rest.append((value, in_block))
+                elif isinstance(value, list):
+                    rest.append((value, in_block))
+        elif isinstance(node, list):
+            for value in node:
+                if isinstance(value, str):
+                    size += len(value) if value.isascii() else _utf8(value)
+                elif isinstance(value, dict | list):
+                    rest.append((value, in_block))
+        elif isinstance(node, str):
+            size += len(node) if node.isascii() else _utf8(node)
+    return size, blocks
+
+
+def _utf8(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))

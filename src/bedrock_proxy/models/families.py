@@ -1,0 +1,145 @@
+"""
+The table of model families, and which model belongs to which.
+
+Output fields and defaults are those of AWS, Bedrock user guide, "Inference request
+parameters and response fields for foundation models".
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from attrs import evolve
+
+from bedrock_proxy.models.anthropic import ClaudeReader
+from bedrock_proxy.models.completions import CompletionReader
+from bedrock_proxy.models.converse import NovaReader
+from bedrock_proxy.models.openai import ChoicesReader
+from bedrock_proxy.models.reader import Family, Path, Reader, Reserves
+from bedrock_proxy.models.shapes import ShapeReader, VectorsReader
+from bedrock_proxy.parts import Json, Part
+
+
+def _whole(make: Callable[[], Reader]) -> Callable[[Json], Sequence[Part]]:
+    """A body is read as the one event of a stream: the readers know both forms."""
+
+    def answer(body: Json) -> Sequence[Part]:
+        reader = make()
+        return (*reader.read(body), *reader.finish())
+
+    return answer
+
+
+def _family(
+    name: str,
+    reader: Callable[[], Reader],
+    *output_fields: Path,
+    default_output: int = 4_096,
+    body_has_stream: bool = False,
+) -> Family:
+    return Family(
+        name,
+        reader,
+        _whole(reader),
+        output_fields,
+        default_output,
+        body_has_stream,
+    )
+
+
+def _uncounted(name: str, reserves: Reserves) -> Family:
+    return Family(name, VectorsReader, _whole(VectorsReader), default_output=0, reserves=reserves)
+
+
+def _gpt_oss_reader() -> Reader:
+    return ChoicesReader(inline_reasoning=True)
+
+
+_MAX_TOKENS: Final = ("max_tokens",)
+_MAX_COMPLETION_TOKENS: Final = ("max_completion_tokens",)
+_CONVERSE: Final = ("inferenceConfig", "maxTokens")
+_TITAN: Final = ("textGenerationConfig", "maxTokenCount")
+_MAX_GEN_LEN: Final = ("max_gen_len",)
+_TO_SAMPLE: Final = ("max_tokens_to_sample",)
+
+CLAUDE: Final = _family("claude", ClaudeReader, _MAX_TOKENS, _TO_SAMPLE)
+NOVA: Final = _family("nova", NovaReader, _CONVERSE, ("inferenceConfig", "max_new_tokens"))
+TITAN: Final = _family("titan-text", CompletionReader, _TITAN, default_output=512)
+LLAMA: Final = _family("llama", CompletionReader, _MAX_GEN_LEN, default_output=512)
+COMMAND: Final = _family(
+    "cohere-command", CompletionReader, _MAX_TOKENS, default_output=20, body_has_stream=True
+)
+COMMAND_R: Final = _family("cohere-command-r", CompletionReader, _MAX_TOKENS)
+JURASSIC: Final = _family("ai21-j2", CompletionReader, ("maxTokens",), default_output=200)
+CHAT: Final = _family("chat", ChoicesReader, _MAX_COMPLETION_TOKENS, _MAX_TOKENS)
+GPT_OSS: Final = evolve(
+    CHAT,
+    name="gpt-oss",
+    reader=_gpt_oss_reader,
+    answer=_whole(_gpt_oss_reader),
+    body_has_stream=True,
+)
+BY_SHAPE: Final = _family(
+    "by-shape",
+    ShapeReader,
+    _MAX_COMPLETION_TOKENS,
+    _MAX_TOKENS,
+    _TO_SAMPLE,
+    _MAX_GEN_LEN,
+    _TITAN,
+    ("maxTokens",),
+    ("inferenceConfig", "max_new_tokens"),
+)
+MISTRAL: Final = evolve(BY_SHAPE, name="mistral", output_fields=(_MAX_TOKENS,))
+EMBEDDING: Final = _uncounted("embedding", Reserves.INPUT)
+RERANK: Final = _uncounted("rerank", Reserves.INPUT)
+MEDIA: Final = _uncounted("media", Reserves.NONE)
+
+_BY_PREFIX: Final[Mapping[str, Family]] = {
+    "ai21.j2": JURASSIC,
+    "ai21.jamba": evolve(CHAT, name="jamba"),
+    "amazon.nova": NOVA,
+    "amazon.nova-2-multimodal-embeddings": EMBEDDING,
+    "amazon.nova-canvas": MEDIA,
+    "amazon.nova-reel": MEDIA,
+    "amazon.nova-sonic": MEDIA,
+    "amazon.nova-2-sonic": MEDIA,
+    "amazon.rerank": RERANK,
+    "amazon.titan": TITAN,
+    "amazon.titan-embed": EMBEDDING,
+    "amazon.titan-image": MEDIA,
+    "anthropic.": CLAUDE,
+    "cohere.command": COMMAND,
+    "cohere.command-a": COMMAND_R,
+    "cohere.command-r": COMMAND_R,
+    "cohere.embed": EMBEDDING,
+    "cohere.rerank": RERANK,
+    "deepseek.": evolve(CHAT, name="deepseek"),
+    "google.": evolve(CHAT, name="gemma"),
+    "luma.": MEDIA,
+    "meta.llama": LLAMA,
+    "minimax.": evolve(CHAT, name="minimax"),
+    "mistral.": MISTRAL,
+    "moonshot.": evolve(CHAT, name="kimi"),
+    "moonshotai.": evolve(CHAT, name="kimi"),
+    "nvidia.": evolve(CHAT, name="nemotron"),
+    "openai.": evolve(CHAT, name="openai"),
+    "openai.gpt-oss": GPT_OSS,
+    "qwen.": evolve(CHAT, name="qwen"),
+    "stability.": MEDIA,
+    "twelvelabs.marengo": MEDIA,
+    "writer.": evolve(CHAT, name="writer"),
+    "zai.": evolve(CHAT, name="glm"),
+}
+
+_PREFIXES: Final = tuple(sorted(_BY_PREFIX, key=len, reverse=True))
+
+
+def family_of(model: str) -> Family:
+    """
+    The family of a canonical model id. An unknown name, and an ARN that does not tell its
+    model, get the family that reads by shape.
+    """
+    for prefix in _PREFIXES:
+        if model.startswith(prefix):
+            return _BY_PREFIX[prefix]
+    return BY_SHAPE
