@@ -1,1 +1,233 @@
-"""The composition root: environment to proxy."""
+"""
+The composition root: environment to proxy.
+
+AWS itself is configured by AWS's own variables (``AWS_REGION``,
+``AWS_ENDPOINT_URL_BEDROCK_RUNTIME``, credentials …); ours begin with ``BEDROCK_PROXY_``
+and are listed, with their meaning, in :class:`Settings` and in ``docs/reference``.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar, cast
+from urllib.parse import unquote, urlsplit
+
+from attrs import field, fields, frozen
+
+from bedrock_proxy.errors import ConfigurationError
+from bedrock_proxy.rules import Rules
+from bedrock_proxy_adapters.proxy import Disconnect, LoggingTelemetry, Proxy
+
+if TYPE_CHECKING:
+    from bedrock_proxy.usage import UsageRecord
+    from bedrock_proxy_adapters.stores.memory import MemoryStore
+    from bedrock_proxy_adapters.stores.sqlite import SqliteStore
+
+T = TypeVar("T")
+
+DEFAULT_STORE: Final = "sqlite:///bedrock-proxy.db"
+
+_PREFIX: Final = "BEDROCK_PROXY_"
+
+
+def _setting(default: T, meaning: str) -> T:
+    """One setting: its default, and the sentence that documents it."""
+    return cast("T", field(default=default, metadata={"meaning": meaning}))
+
+
+@frozen(kw_only=True)
+class Settings:
+    """What the environment can say. The variable is the name in capitals, prefixed."""
+
+    store: str = _setting(
+        DEFAULT_STORE,
+        "Where customers and the ledger live: `sqlite:///relative.db`, "
+        "`sqlite:////absolute.db` or `memory:`.",
+    )
+    pepper: str | None = _setting(
+        None,
+        "A secret keyed into every stored token digest. Set it before the first customer and "
+        "keep it: changing it invalidates every token. Set but empty is an error.",
+    )
+    base_path: str = _setting("", "A path prefix that is stripped from every request.")
+    disconnect: str = _setting(
+        "drain",
+        "What happens when a client leaves: `drain` reads the rest for the true usage (30 s "
+        "at most), `cancel` closes the call at once.",
+    )
+    max_streams: int | None = _setting(
+        None, "Calls of Bedrock at once; beyond it 503 `overloaded`. Default 200."
+    )
+    max_body_bytes: int = _setting(20 * 1024 * 1024, "The largest request body, in bytes.")
+    first_byte_timeout: float = _setting(
+        120.0, "Seconds Bedrock may take to begin its answer."
+    )
+    idle_timeout: float = _setting(120.0, "Seconds Bedrock may be silent between two reads.")
+    max_duration: float = _setting(900.0, "Seconds one call may take in all.")
+    lease_seconds: float = _setting(
+        300.0, "How long an admitted request holds its reservation unless renewed."
+    )
+    aws_account: str | None = _setting(
+        None, "The AWS account whose ARNs clients may name; unset means any."
+    )
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
+        """
+        The settings in *environ* (the process's own where None).
+
+        Raises:
+            ConfigurationError: A value cannot be read, or a variable with our prefix has
+                no meaning (a misspelt limit must not pass for a set one).
+        """
+        environ = os.environ if environ is None else environ
+        known = {_PREFIX + name.name.upper(): name for name in fields(cls)}
+        values: dict[str, object] = {}
+        for variable, raw in environ.items():
+            if not variable.startswith(_PREFIX) or variable == "BEDROCK_PROXY_FIXTURES":
+                continue
+            if variable not in known:
+                raise ConfigurationError(
+                    f"{variable} is not a setting; the settings are {', '.join(sorted(known))}."
+                )
+            values[known[variable].name] = _read(variable, raw, _READERS[known[variable].name])
+        return cls(**values)  # type: ignore[arg-type]
+
+    def rules(self, region: str | None) -> Rules:
+        """The numbers the flow goes by."""
+        return Rules(
+            pepper=None if self.pepper is None else self.pepper.encode(),
+            region=region,
+            account=self.aws_account,
+            first_byte_timeout=self.first_byte_timeout,
+            idle_timeout=self.idle_timeout,
+            max_duration=self.max_duration,
+            lease_ms=round(self.lease_seconds * 1000),
+            max_body_bytes=self.max_body_bytes,
+        )
+
+
+def _read(variable: str, raw: str, reader: Callable[[str], object]) -> object:
+    try:
+        return reader(raw)
+    except ValueError as error:
+        raise ConfigurationError(f"{variable} {error}.") from None
+
+
+def _text(raw: str) -> str:
+    if not raw:
+        raise ValueError("is set but empty; unset it, or give it a value")
+    return raw
+
+
+def _path(raw: str) -> str:
+    if raw and not raw.startswith("/"):
+        raise ValueError("must begin with a slash")
+    return raw
+
+
+def _whole(raw: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,15}", raw):
+        raise ValueError(f"must be a whole number above 0, not {raw!r}")
+    return int(raw)
+
+
+def _seconds(raw: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", raw) or not float(raw) > 0:
+        raise ValueError(f"must be a number of seconds above 0, not {raw!r}")
+    return float(raw)
+
+
+def _policy(raw: str) -> str:
+    if raw not in {"drain", "cancel"}:
+        raise ValueError(f"must be drain or cancel, not {raw!r}")
+    return raw
+
+
+def _account(raw: str) -> str:
+    if not re.fullmatch(r"[0-9]{12}", raw):
+        raise ValueError("must be an AWS account id of 12 digits")
+    return raw
+
+
+_READERS: Final[Mapping[str, Callable[[str], object]]] = {
+    "store": _text,
+    "pepper": _text,
+    "base_path": _path,
+    "disconnect": _policy,
+    "max_streams": _whole,
+    "max_body_bytes": _whole,
+    "first_byte_timeout": _seconds,
+    "idle_timeout": _seconds,
+    "max_duration": _seconds,
+    "lease_seconds": _seconds,
+    "aws_account": _account,
+}
+
+
+def store_path(url: str) -> Path | None:
+    """
+    The absolute path of the database that *url* names; None for ``memory:``.
+
+    Raises:
+        ConfigurationError: It names no store we know.
+    """
+    if url == "memory:":
+        return None
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
+        # As in SQLAlchemy's URLs: three slashes are relative, four absolute.
+        return Path(unquote(parts.path[1:])).absolute()
+    raise ConfigurationError(
+        f"The store {url!r} is not one of sqlite:///relative.db, sqlite:////absolute.db, memory:."
+    )
+
+
+def open_store(url: str) -> "SqliteStore | MemoryStore":
+    """
+    The store that *url* names.
+
+    Raises:
+        ConfigurationError: It names none, or cannot be opened.
+    """
+    path = store_path(url)
+    if path is None:
+        from bedrock_proxy_adapters.stores.memory import MemoryStore
+
+        return MemoryStore()
+    from bedrock_proxy_adapters.stores.sqlite import SqliteStore
+
+    return SqliteStore(path)
+
+
+def proxy_from_env(
+    environ: Mapping[str, str] | None = None,
+    *,
+    finished: "Callable[[UsageRecord], None] | None" = None,
+) -> Proxy:
+    """
+    The proxy that the environment describes, on the boto3 upstream.
+
+    Args:
+        environ: The process's own where None.
+        finished: Hears of every ended request; the logger ``bedrock_proxy.usage`` where None.
+
+    Raises:
+        ConfigurationError: A setting is wrong, or AWS has no region.
+    """
+    from bedrock_proxy_adapters.telemetry.usage_log import log_usage
+    from bedrock_proxy_adapters.upstream.boto3 import OUR_RETRIES, Boto3Upstream, bedrock_client
+
+    settings = Settings.from_env(environ)
+    streams = settings.max_streams or 200
+    client = bedrock_client(max_connections=streams)
+    upstream = Boto3Upstream(client, max_streams=streams, retries=OUR_RETRIES)
+    return Proxy(
+        store=open_store(settings.store),
+        upstream=upstream,
+        rules=settings.rules(client.meta.region_name),
+        telemetry=LoggingTelemetry(finished=log_usage if finished is None else finished),
+        disconnect=cast("Disconnect", settings.disconnect),
+        base_path=settings.base_path,
+    )

@@ -1,0 +1,335 @@
+"""
+The ASGI host: two pure translations and a loop, no framework (ASGI 3.0, HTTP 2.3).
+
+Each flow runs in a task of its own, held by this host; the server's task only waits on
+it, so that neither a disconnect nor a cancellation can take a flow down with it. Only
+``receive()`` tells that a client has left: a watcher listens to it all along.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias, cast
+
+from bedrock_proxy import front
+from bedrock_proxy.drive import adrive
+from bedrock_proxy.effects import Effect
+from bedrock_proxy.http import Head, Headers, Request
+from bedrock_proxy.ports import PortKind
+from bedrock_proxy_adapters.hosts.paths import below
+from bedrock_proxy_adapters.proxy import Faces, Passage, Proxy, new_request_id
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_DISCARDED = 256 * 1024
+"""Bytes of an unwanted body that are read away, so that the refusal can be heard."""
+
+
+def asgi_app(proxy: Proxy) -> "Application":
+    """
+    *proxy* as an ASGI application; mount it in any framework, or serve it by itself.
+
+    On ``lifespan.shutdown`` it waits for what is under way (at most 30 s), then ends it.
+    Servers send that only after their connections have ended: under someone else's
+    server, call :meth:`Proxy.shutdown` from its own signal handling, or set its graceful
+    timeout (uvicorn: ``timeout_graceful_shutdown``).
+    """
+    return Application(proxy)
+
+
+class Application:
+    """See :func:`asgi_app`."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self._faces: Faces | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._held: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "http":
+            await self._http(scope, receive, send)
+        elif kind == "lifespan":
+            await self._lifespan(receive, send)
+        elif kind == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+
+    @property
+    def under_way(self) -> int:
+        """How many requests have not ended yet."""
+        return self._proxy.under_way
+
+    async def shutdown(self, deadline: float = 30.0, grace: float = 10.0) -> int:
+        """
+        :meth:`Proxy.shutdown` without blocking the event loop.
+
+        Returns:
+            How many requests had still not ended.
+        """
+        self._proxy.stop_accepting()
+        if not await self._quiet(deadline):
+            self._proxy.interrupt_all()
+            await self._quiet(grace)
+        return self._proxy.under_way
+
+    async def _quiet(self, seconds: float) -> bool:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while self._proxy.under_way:
+            if loop.time() >= until:
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self.shutdown()
+                self._proxy.close()
+                if self._pool is not None:
+                    self._pool.shutdown(wait=False)
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._faces is None:
+            self._faces = self._native_faces()
+        request = to_request(scope, self._proxy.base_path, new_request_id())
+        body = _Body(receive)
+        passage = self._proxy.passage(request, body, self._faces)
+        exchange = _Exchange(self, passage, body, send, self._proxy.write_timeout)
+        flow = asyncio.create_task(exchange.run())
+        self._held.add(flow)
+        flow.add_done_callback(self._held.discard)
+        watcher = asyncio.create_task(_watch(body, receive, passage))
+        try:
+            await asyncio.shield(flow)
+        except asyncio.CancelledError:
+            if not flow.done():
+                passage.leave()
+            raise
+        finally:
+            watcher.cancel()
+
+    def _native_faces(self) -> Faces:
+        return Faces(
+            store=_native(self._proxy.store), upstream=_native(self._proxy.upstream), pause=_Pause()
+        )
+
+    async def perform(self, effect: Effect[Any], passage: Passage) -> Any:
+        """Answer *effect* in the way its port says it is called."""
+        port = effect.on(passage.ports)
+        kind = "instant" if port is None else port.kind
+        if kind == "instant":
+            return effect.run(passage.ports)
+        if kind == "native":
+            return await effect.run(passage.ports)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(32, thread_name_prefix="bedrock-proxy-port")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, effect.run, passage.ports)
+
+
+class _Exchange:
+    """One request: what the flow says, sent; a reader that stopped reading, noticed."""
+
+    def __init__(
+        self, app: Application, passage: Passage, body: "_Body", send: Send, write_timeout: float
+    ) -> None:
+        self._app = app
+        self._passage = passage
+        self._body = body
+        self._send = send
+        self._write_timeout = write_timeout
+        self._writing_since: float | None = None
+        self._stuck = False
+        self._left: int | None = None  # bytes of a reply of known length still to come
+        self._complete = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def run(self) -> None:
+        passage = self._passage
+        loop = asyncio.get_running_loop()
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._timer = loop.call_later(self._write_timeout, self._check, loop, task)
+        try:
+            await adrive(passage.flow, self._perform, self._emit, passage.interrupts)
+            # A reply that was not finished is left so: the server then breaks the
+            # connection, which is what tells the client.
+            if not self._complete and not passage.has_left:
+                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        except Exception:
+            if not passage.has_left:
+                raise
+        finally:
+            passage.ended()
+            if self._timer is not None:
+                self._timer.cancel()
+
+    async def _perform(self, effect: Effect[Any]) -> Any:
+        return await self._app.perform(effect, self._passage)
+
+    async def _emit(self, said: Head | bytes) -> None:
+        loop = asyncio.get_running_loop()
+        self._writing_since = loop.time()
+        try:
+            await self._write(said)
+        except asyncio.CancelledError:
+            if not self._stuck:
+                raise
+            # Our own timer: the reader stopped reading, which is a way to leave.
+            cast("asyncio.Task[None]", asyncio.current_task()).uncancel()
+            self._passage.leave()
+            raise TimeoutError from None
+        except Exception:
+            self._passage.leave()
+            raise
+        finally:
+            self._writing_since = None
+
+    async def _write(self, said: Head | bytes) -> None:
+        if isinstance(said, Head):
+            await self._body.discard()
+            self._left = _length(said.headers)
+            await self._send(
+                {
+                    "type": "http.response.start",
+                    "status": said.status,
+                    "headers": [
+                        (n.encode("latin-1"), v.encode("latin-1")) for n, v in said.headers
+                    ],
+                }
+            )
+            return
+        if self._left is not None:
+            self._left -= len(said)
+            self._complete = self._left <= 0
+        await self._send(
+            {"type": "http.response.body", "body": said, "more_body": not self._complete}
+        )
+
+    def _check(self, loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]") -> None:
+        """One timer for the whole exchange, not one for each write."""
+        since = self._writing_since
+        waited = 0.0 if since is None else loop.time() - since
+        if waited >= self._write_timeout:
+            self._stuck = True
+            task.cancel()
+            return
+        self._timer = loop.call_later(self._write_timeout - waited, self._check, loop, task)
+
+
+class _Body:
+    """The request's body, read when the flow asks."""
+
+    kind: PortKind = "native"
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.taken = asyncio.Event()
+        self._started = False
+
+    async def receive(self, limit: int, within: float) -> bytes:
+        self._started = True
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(within):
+                while True:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise front.body_torn()
+                    piece = message.get("body", b"")
+                    size += len(piece)
+                    if size > limit:
+                        raise front.too_large(limit)
+                    pieces.append(piece)
+                    if not message.get("more_body", False):
+                        return b"".join(pieces)
+        except TimeoutError:
+            raise front.body_late(within) from None
+        finally:
+            self.taken.set()
+
+    async def discard(self) -> None:
+        """Read away a body that nobody asked for, within reason, before the refusal."""
+        if self._started:
+            return
+        self._started = True
+        size = 0
+        try:
+            async with asyncio.timeout(0.5):
+                while size <= _DISCARDED:
+                    message = await self._receive()
+                    size += len(message.get("body", b""))
+                    if message["type"] != "http.request" or not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            pass
+        finally:
+            self.taken.set()
+
+
+class _Pause:
+    """Waits without a thread."""
+
+    kind: PortKind = "native"
+
+    async def pause(self, at_most: float) -> None:
+        await asyncio.sleep(random.uniform(0, at_most))  # noqa: S311 -- jitter, not a secret
+
+
+async def _watch(body: _Body, receive: Receive, passage: Passage) -> None:
+    """Listen for the client to leave, once the body is in."""
+    await body.taken.wait()
+    while True:
+        try:
+            message = await receive()
+        except Exception:  # noqa: BLE001 -- a receive that fails has nobody at its other end
+            passage.leave()
+            return
+        if message["type"] == "http.disconnect":
+            passage.leave()
+            return
+
+
+def to_request(scope: Scope, base_path: str, request_id: str) -> Request:
+    """The scope as the core sees it."""
+    raw: bytes | None = scope.get("raw_path")
+    if raw:
+        path, decoded = raw.decode("latin-1").partition("?")[0], False
+    else:
+        path, decoded = scope["path"], True
+    return Request(
+        request_id=request_id,
+        method=scope["method"].upper(),
+        path=below(path, scope.get("root_path", ""), base_path),
+        headers=tuple(
+            (name.decode("latin-1").lower(), value.decode("latin-1"))
+            for name, value in scope["headers"]
+        ),
+        query=scope.get("query_string", b"").decode("latin-1"),
+        path_is_decoded=decoded,
+    )
+
+
+def _length(headers: Headers) -> int | None:
+    for name, value in headers:
+        if name == "content-length":
+            return int(value)
+    return None
+
+
+def _native(port: Any) -> Any:
+    """The face of a port that an event loop calls best: its native one, if it has one."""
+    face = getattr(port, "native", None)
+    return port if face is None else face()

@@ -1,0 +1,172 @@
+"""
+The WSGI host (PEP 3333): two pure translations and a loop.
+
+The server iterates and so drives the flow on its own thread. When the client leaves, the
+server calls ``close()``, which returns at once: what is left of the flow, the part that
+settles the bill, goes on in a thread of its own.
+
+A dead client is only noticed by writing; the flow says a comment at least every 15 s.
+Under gunicorn use the ``gthread`` worker, or a ``--timeout`` above the longest stream.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from http import HTTPStatus
+from typing import Any, Final, TypeAlias
+
+from bedrock_proxy import front
+from bedrock_proxy.drive import drive
+from bedrock_proxy.http import Head, Request
+from bedrock_proxy.ports import PortKind
+from bedrock_proxy_adapters.hosts.paths import below
+from bedrock_proxy_adapters.proxy import Passage, Proxy, new_request_id
+
+Environ: TypeAlias = dict[str, Any]
+StartResponse: TypeAlias = Callable[..., Any]
+WSGIApp: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+_PIECE: Final = 64 * 1024
+_HOP_BY_HOP: Final = frozenset({"connection", "keep-alive", "transfer-encoding"})
+
+
+def wsgi_app(proxy: Proxy) -> WSGIApp:
+    """
+    *proxy* as a WSGI application.
+
+    Raises:
+        ConfigurationError: A port of the proxy needs an event loop.
+    """
+    faces = proxy.sync_faces()
+
+    def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        request = to_request(environ, proxy.base_path, new_request_id())
+        reply = _Reply(proxy.passage(request, _Body(environ), faces))
+        head = reply.head()
+        start_response(
+            f"{head.status} {_phrase(head.status)}",
+            [(name, value) for name, value in head.headers if name not in _HOP_BY_HOP],
+        )
+        return reply
+
+    return application
+
+
+class _Reply:
+    """What the server iterates over, and closes."""
+
+    def __init__(self, passage: Passage) -> None:
+        self._passage = passage
+        self._said = drive(passage.flow, passage.ports, passage.interrupts)
+        self._over = False
+
+    def head(self) -> Head:
+        """The first thing the flow says."""
+        said = self._next()
+        assert isinstance(said, Head), "a flow says its head first"
+        return said
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        said = self._next()
+        assert isinstance(said, bytes), "a flow says one head"
+        return said
+
+    def close(self) -> None:
+        """The server will iterate no more. Returns at once."""
+        if self._over:
+            return
+        self._passage.leave()
+        # A daemon: a process that is told to stop must not wait for a model.
+        threading.Thread(target=self._rest, name="bedrock-proxy-rest", daemon=True).start()
+
+    def _rest(self) -> None:
+        while not self._over:
+            try:
+                self._next()
+            except StopIteration:
+                return
+
+    def _next(self) -> Head | bytes:
+        try:
+            return next(self._said)
+        except BaseException:  # StopIteration among them
+            self._over = True
+            self._passage.ended()
+            raise
+
+
+class _Body:
+    """The request's body, read when the flow asks."""
+
+    kind: PortKind = "blocking"
+
+    def __init__(self, environ: Environ) -> None:
+        self._environ = environ
+
+    def receive(self, limit: int, within: float) -> bytes:  # noqa: ARG002 -- the server's own timeout rules
+        source = self._environ["wsgi.input"]
+        declared = self._environ.get("CONTENT_LENGTH") or None
+        if declared is None and not self._environ.get("wsgi.input_terminated"):
+            return b""
+        wanted = limit + 1 if declared is None else int(declared)
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            while size < wanted:
+                piece: bytes = source.read(min(_PIECE, wanted - size))
+                if not piece:
+                    break
+                size += len(piece)
+                if size > limit:
+                    raise front.too_large(limit)
+                pieces.append(piece)
+        except (OSError, ValueError):
+            raise front.body_torn() from None
+        if declared is not None and size < wanted:
+            raise front.body_torn()
+        return b"".join(pieces)
+
+
+def to_request(environ: Environ, base_path: str, request_id: str) -> Request:
+    """The environ as the core sees it."""
+    mounted = environ.get("SCRIPT_NAME", "")
+    raw: str | None = environ.get("RAW_URI") or environ.get("REQUEST_URI")
+    if raw and not raw.startswith("/"):  # RFC 9112, section 3.2.2: the absolute form
+        _, _, rest = raw.partition("://")
+        raw = "/" + rest.partition("/")[2]
+    if raw:
+        path, decoded = below(raw.partition("?")[0], mounted, base_path), False
+    else:
+        shown: str = environ.get("PATH_INFO") or "/"
+        path = shown.encode("latin-1").decode("utf-8", "replace")
+        path, decoded = below(path, base_path), True
+    headers = [
+        (key[5:].replace("_", "-").lower(), str(value))
+        for key, value in environ.items()
+        if key.startswith("HTTP_")
+    ]
+    for key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+        if environ.get(key):
+            headers.append((key.replace("_", "-").lower(), str(environ[key])))
+    if (
+        not any(name == "host" for name, _ in headers)
+        and environ.get("SERVER_PROTOCOL") == "HTTP/1.0"
+    ):
+        headers.append(("host", str(environ.get("SERVER_NAME", ""))))
+    return Request(
+        request_id=request_id,
+        method=str(environ["REQUEST_METHOD"]).upper(),
+        path=path,
+        headers=tuple(headers),
+        query=environ.get("QUERY_STRING", ""),
+        path_is_decoded=decoded,
+    )
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Status"

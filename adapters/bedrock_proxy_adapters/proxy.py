@@ -1,0 +1,326 @@
+"""
+The proxy of one process: its ports, its rules, and every flow that is under way.
+
+Hosts ask it for a :class:`Passage` per request and drive that; it bounds how much goes on
+at once, and it can bring everything to an end.
+"""
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, Literal, Protocol, TypeAlias, cast
+
+from attrs import evolve, frozen
+
+from bedrock_proxy.admission import Lease
+from bedrock_proxy.drive import Gone, Interrupts, Shutdown
+from bedrock_proxy.effects import Flow
+from bedrock_proxy.errors import ConfigurationError, ProxyError
+from bedrock_proxy.exchange import exchange
+from bedrock_proxy.http import Request
+from bedrock_proxy.ports import (
+    Body,
+    Gate,
+    Instant,
+    Ledger,
+    Pause,
+    PortKind,
+    Ports,
+    Telemetry,
+    TokenDirectory,
+    Upstream,
+)
+from bedrock_proxy.rules import Rules
+from bedrock_proxy.usage import UsageRecord
+
+Disconnect: TypeAlias = Literal["drain", "cancel"]
+
+MAX_DRAINS: Final = 32
+"""Answers read on at once for clients that left."""
+
+_log = logging.getLogger("bedrock_proxy")
+
+
+class Store(TokenDirectory, Gate, Ledger, Protocol):
+    """The three ports that every store of ours is."""
+
+
+@frozen(kw_only=True)
+class Faces:
+    """The ports as one kind of host sees them."""
+
+    store: Store
+    upstream: Upstream
+    pause: Pause
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now(self) -> Instant:
+        return Instant(time.time_ns() // 1_000_000, time.monotonic())
+
+
+class SleepingPause:
+    """Waits on the calling thread."""
+
+    kind: PortKind = "blocking"
+
+    def pause(self, at_most: float) -> None:
+        time.sleep(random.uniform(0, at_most))  # noqa: S311 -- jitter, not a secret
+
+
+class LoggingTelemetry:
+    """
+    Tells the logger ``bedrock_proxy`` of defects, and *finished* of requests.
+
+    Args:
+        finished: Called with every row; must not raise or block.
+        spool: Keeps the rows that the store could not take.
+    """
+
+    def __init__(
+        self,
+        finished: Callable[[UsageRecord], None] | None = None,
+        spool: Callable[[UsageRecord, Lease], None] | None = None,
+    ) -> None:
+        self._finished = finished
+        self._spool = spool
+
+    def finished(self, record: UsageRecord) -> None:
+        if self._finished is not None:
+            with suppress(Exception):
+                self._finished(record)
+
+    def spooled(self, record: UsageRecord, lease: Lease) -> None:
+        try:
+            if self._spool is not None:
+                self._spool(record, lease)
+                return
+        except Exception as error:  # noqa: BLE001 -- the row must be somewhere
+            _log.error("The spool could not take a usage row (%s).", type(error).__name__)
+        # The last resort: one structured line, from which the row can be entered again.
+        _log.critical("unsettled usage row: %s", record.as_dict())
+
+    def fault(self, request_id: str, error: BaseException) -> None:
+        # The type and the place, never the words: they may quote a body.
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        where = "?" if place is None else f"{place.tb_frame.f_code.co_qualname}:{place.tb_lineno}"
+        _log.error("request %s met %s at %s", request_id, type(error).__name__, where)
+
+
+class Proxy:
+    """
+    Everything one process needs to serve.
+
+    Args:
+        store: Customers, limits and the ledger.
+        upstream: The way to Bedrock.
+        rules: See :class:`bedrock_proxy.rules.Rules`.
+        telemetry: Who hears of ended requests.
+        disconnect: ``drain`` reads on for the true usage when a client leaves (at most
+            :data:`MAX_DRAINS` at once, ``rules.drain`` seconds each); ``cancel`` closes.
+        max_streams: How many calls at once; the upstream's own bound where None.
+        base_path: A prefix that is stripped from every path.
+        write_timeout: Seconds a client may leave a write waiting, where the host can tell.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        upstream: Upstream,
+        rules: Rules | None = None,
+        telemetry: Telemetry | None = None,
+        disconnect: Disconnect = "drain",
+        max_streams: int | None = None,
+        base_path: str = "",
+        write_timeout: float = 120.0,
+    ) -> None:
+        self.store = store
+        self.upstream = upstream
+        rules = rules if rules is not None else Rules()
+        self.rules = evolve(rules, retries=min(rules.retries, upstream.retries))
+        self.telemetry: Telemetry = telemetry if telemetry is not None else LoggingTelemetry()
+        self.disconnect: Disconnect = disconnect
+        self.max_streams = upstream.max_streams if max_streams is None else max_streams
+        self.base_path = base_path.rstrip("/")
+        self.write_timeout = write_timeout
+        self.clock = SystemClock()
+        self._lock = threading.Lock()
+        self._quiet = threading.Condition(self._lock)
+        self._passages: set[Passage] = set()
+        self._streams = 0
+        self._drains = 0
+        self._stopping = False
+
+    # --- one request ----------------------------------------------------------------
+
+    def passage(self, request: Request, body: Body, faces: Faces) -> "Passage":
+        """A request on its way; the host drives it and says when it has ended."""
+        passage = Passage(self, request, body, faces)
+        with self._lock:
+            self._passages.add(passage)
+        return passage
+
+    def gone(self) -> Gone:
+        """The interruption for a client that left, under this proxy's policy."""
+        return Gone(cuts=self.disconnect == "cancel")
+
+    def sync_faces(self) -> Faces:
+        """
+        The ports as a host without an event loop calls them.
+
+        Raises:
+            ConfigurationError: One of them is native.
+        """
+        for name, port in (("store", self.store), ("upstream", self.upstream)):
+            if port.kind == "native":
+                raise ConfigurationError(
+                    f"This host has no event loop, and the {name} {type(port).__name__} needs one; "
+                    "use a blocking one, or mount the proxy with asgi_app."
+                )
+        return Faces(store=self.store, upstream=self.upstream, pause=SleepingPause())
+
+    # --- the whole ------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether new work is welcome."""
+        return not self._stopping
+
+    @property
+    def under_way(self) -> int:
+        """How many requests have not ended yet, drains included."""
+        return len(self._passages)
+
+    def stop_accepting(self) -> None:
+        """Turn ``/readyz`` to 503, so that fronts send new work elsewhere."""
+        self._stopping = True
+
+    def interrupt_all(self) -> None:
+        """Tell every flow that the server is stopping: each says one terminal error."""
+        with self._lock:
+            passages = list(self._passages)
+        for passage in passages:
+            passage.interrupts.post(Shutdown())
+
+    def shutdown(self, deadline: float = 30.0, grace: float = 10.0) -> int:
+        """
+        End everything: wait up to *deadline* seconds for what is under way, then
+        interrupt it and wait up to *grace* seconds for its settlement. Blocks.
+
+        Returns:
+            How many requests had still not ended.
+        """
+        self.stop_accepting()
+        if not self._wait(deadline):
+            self.interrupt_all()
+            self._wait(grace)
+        return self.under_way
+
+    def close(self) -> None:
+        """Close the store and the upstream, where they can be closed."""
+        for port in (self.upstream, self.store):
+            close = getattr(port, "close", None)
+            if callable(close):
+                cast("Callable[[], None]", close)()
+
+    def _wait(self, seconds: float) -> bool:
+        with self._quiet:
+            return self._quiet.wait_for(lambda: not self._passages, seconds)
+
+    # --- bounds (called by passages) --------------------------------------------------
+
+    def take_stream(self) -> bool:
+        with self._lock:
+            if self._streams >= self.max_streams:
+                return False
+            self._streams += 1
+            return True
+
+    def take_drain(self) -> bool:
+        with self._lock:
+            if self._drains >= MAX_DRAINS or self.disconnect == "cancel":
+                return False
+            self._drains += 1
+            return True
+
+    def leave(self, passage: "Passage", *, stream: bool, drain: bool) -> None:
+        with self._quiet:
+            self._passages.discard(passage)
+            self._streams -= stream
+            self._drains -= drain
+            if not self._passages:
+                self._quiet.notify_all()
+
+
+class Passage:
+    """
+    One request on its way through the proxy.
+
+    Attributes:
+        flow: To be driven, to its end.
+        ports: What it may reach; also the flow's own :class:`~bedrock_proxy.ports.Slots`.
+        interrupts: Where the host leaves word.
+        has_left: Whether the client is known to have left.
+    """
+
+    def __init__(self, proxy: Proxy, request: Request, body: Body, faces: Faces) -> None:
+        self.interrupts = Interrupts()
+        self.ports = Ports(
+            clock=proxy.clock,
+            pause=faces.pause,
+            body=body,
+            tokens=faces.store,
+            gate=faces.store,
+            ledger=faces.store,
+            upstream=faces.upstream,
+            slots=self,
+            telemetry=proxy.telemetry,
+        )
+        self.flow: Flow[ProxyError | None] = exchange(request, proxy.rules)
+        self._proxy = proxy
+        self._stream = False
+        self._drain = False
+        self._ended = False
+        self.has_left = False
+
+    def ready(self) -> bool:
+        return self._proxy.ready
+
+    def take_stream(self) -> bool:
+        self._stream = self._stream or self._proxy.take_stream()
+        return self._stream
+
+    def take_drain(self) -> bool:
+        self._drain = self._drain or self._proxy.take_drain()
+        return self._drain
+
+    def leave(self) -> None:
+        """The client left. Harmless when repeated."""
+        if not self.has_left:
+            self.has_left = True
+            self.interrupts.post(self._proxy.gone())
+
+    def ended(self) -> None:
+        """The flow has ended: free what it took. Harmless when repeated."""
+        if not self._ended:
+            self._ended = True
+            self._proxy.leave(self, stream=self._stream, drain=self._drain)
+
+
+def new_request_id() -> str:
+    """A UUIDv7 (RFC 9562, section 5.7): unique, and sorted by time of arrival."""
+    stamp = time.time_ns() // 1_000_000
+    noise = int.from_bytes(os.urandom(10), "big")
+    value = (stamp & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | (noise >> 68) << 64
+    value |= 0b10 << 62 | (noise & 0x3FFF_FFFF_FFFF_FFFF)
+    digits = f"{value:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

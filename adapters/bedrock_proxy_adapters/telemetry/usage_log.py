@@ -1,0 +1,65 @@
+"""
+The usage log: one compact JSON line per request, to the character as the original system
+wrote it, so that existing CloudWatch Insights queries and exports keep working.
+
+Everything richer is in the ledger; nothing is ever added to these lines.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from typing import TextIO
+
+from bedrock_proxy.ports import Operation
+from bedrock_proxy.usage import UsageRecord
+
+_log = logging.getLogger("bedrock_proxy.usage")
+
+_STREAMS = frozenset(operation.value for operation in Operation if operation.streams)
+
+
+def usage_line(record: UsageRecord) -> str:
+    """The line for *record*, without a line end. ``error`` is our code, never Bedrock's text."""
+    timestamp = (record.admitted_at + record.duration_ms) // 1000
+    line: dict[str, str | int]
+    if record.error_code is not None:
+        line = {
+            "event_type": "bedrock_error",
+            "customer_id": record.customer_id,
+            "model_id": record.model_id,
+            "request_id": record.request_id,
+            "error": record.error_code,
+            "duration_ms": record.duration_ms,
+            "timestamp": timestamp,
+        }
+    else:
+        line = {
+            "event_type": "bedrock_stream" if record.operation in _STREAMS else "bedrock_invoke",
+            "customer_id": record.customer_id,
+            "request_id": record.request_id,
+            "model_id": record.model_id,
+            "input_tokens": record.input_tokens,
+            "output_tokens": record.output_tokens,
+            "token_count": record.token_count,
+            "duration_ms": record.duration_ms,
+            "timestamp": timestamp,
+        }
+    return json.dumps(line, separators=(",", ":"))
+
+
+def log_usage(record: UsageRecord) -> None:
+    """The line to the logger ``bedrock_proxy.usage``, bare, at level INFO: a library prints nothing."""
+    if _log.isEnabledFor(logging.INFO):
+        _log.info("%s", usage_line(record))
+
+
+def usage_writer(stream: TextIO | None = None) -> Callable[[UsageRecord], None]:
+    """Something that writes the line to *stream* (stdout where None), for servers and Lambda."""
+
+    def write(record: UsageRecord) -> None:
+        out = sys.stdout if stream is None else stream
+        out.write(usage_line(record) + "\n")
+        out.flush()
+
+    return write

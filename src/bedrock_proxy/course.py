@@ -1,0 +1,397 @@
+"""
+One admitted request under way: from its lease to its ledger row.
+
+``carry`` calls Bedrock and relays the answer; :class:`Course` remembers what the row needs.
+"""
+
+from collections.abc import Callable
+from typing import Final, Literal, TypeVar
+
+from attrs import define
+
+from bedrock_proxy import faults
+from bedrock_proxy.admission import Lease
+from bedrock_proxy.dialects.dialect import Call, Translation
+from bedrock_proxy.drive import Deadline, Ending, Gone, Interruption
+from bedrock_proxy.effects import (
+    Begin,
+    Close,
+    Effect,
+    Flow,
+    Now,
+    Open,
+    Read,
+    Renew,
+    TakeDrain,
+    Wait,
+    ask,
+)
+from bedrock_proxy.errors import ClientFault, Code, ProxyError, StoreUnavailable
+from bedrock_proxy.http import Head, Headers, Request
+from bedrock_proxy.ports import (
+    END,
+    SILENCE,
+    Instant,
+    Signal,
+    Trouble,
+    UpstreamHead,
+    UpstreamReply,
+    UpstreamUnreachable,
+)
+from bedrock_proxy.rules import Rules
+from bedrock_proxy.usage import Basis, Outcome, State, Usage, UsageRecord
+
+T = TypeVar("T")
+
+RETRY_PAUSES: Final = (0.25, 0.75)
+"""The most to wait before the second and the third call; the pause is drawn below it."""
+
+_MAX_ERROR_BODY: Final = 64 * 1024
+
+
+@define
+class Course:
+    """
+    Attributes:
+        extra: Response headers that belong to the customer (limits, deprecation).
+        attempts: How often Bedrock was called.
+        head_said: Whether the reply's status is out.
+        first_byte: When it was, in seconds (monotonic).
+        upstream: Bedrock's head, of the last call.
+        translation: The answer, of the last call.
+        outcome, error: How it ended; the first reason counts.
+    """
+
+    request: Request
+    rules: Rules
+    call: Call
+    arrived: Instant
+    lease: Lease
+    extra: Headers
+    attempts: int = 0
+    head_said: bool = False
+    first_byte: float | None = None
+    upstream: UpstreamHead | None = None
+    translation: Translation | None = None
+    outcome: Outcome = Outcome.OK
+    error: ProxyError | None = None
+    _renewed: float | None = None
+    _quiet_since: float | None = None  # None: something was just said
+    _all_said: bool = False  # everything of a whole answer is out
+
+    def failed(self, error: ProxyError | None, outcome: Outcome = Outcome.ERROR) -> None:
+        """Remember why it did not end well; the first reason counts."""
+        if self.outcome is Outcome.OK:
+            self.error, self.outcome = error, outcome
+
+    def record(self, now: Instant) -> UsageRecord:
+        """The ledger row."""
+        usage, basis = self._usage()
+        call = self.call
+        wanted = self.lease.request
+        first = None if self.first_byte is None else self.first_byte - self.arrived.monotonic
+        head = self.upstream
+        return UsageRecord(
+            request_id=self.request.request_id,
+            customer_id=wanted.customer_id,
+            key_id=wanted.key_id,
+            model_id=wanted.model_id,
+            model=wanted.model,
+            dialect=wanted.dialect,
+            operation=wanted.operation,
+            stream=call.stream,
+            admitted_at=wanted.at,
+            duration_ms=max(0, round((now.monotonic - self.arrived.monotonic) * 1000)),
+            first_byte_ms=None if first is None else max(0, round(first * 1000)),
+            attempts=self.attempts,
+            input_tokens=usage.input_tokens or 0,
+            output_tokens=usage.output_tokens or 0,
+            cache_read_tokens=usage.cache_read_tokens or 0,
+            cache_write_5m_tokens=usage.cache_write_5m_tokens or 0,
+            cache_write_1h_tokens=usage.cache_write_1h_tokens or 0,
+            token_count=usage.token_count,
+            basis=basis,
+            state=State.ESTIMATED if basis is Basis.ESTIMATED else State.FINAL,
+            outcome=self.outcome,
+            error_code=None if self.error is None else str(self.error.code),
+            price_version=wanted.price_version,
+            aws_request_id=None if head is None else head.first("x-amzn-requestid"),
+            client_request_id=wanted.client_request_id,
+        )
+
+    def _usage(self) -> tuple[Usage, Basis]:
+        translation = self.translation
+        if translation is None:
+            return Usage(), Basis.REPORTED
+        usage = translation.usage
+        guess = Usage(self.call.estimate.input_tokens or 0, translation.seen_output_tokens)
+        if translation.ended and translation.fault is None:
+            if not self.call.counts_tokens:
+                return usage, Basis.REPORTED
+            if usage.input_tokens is None and usage.output_tokens is None:
+                return usage.completed(guess), Basis.ESTIMATED
+            if usage.output_tokens is None and self.call.family.reserves_output:
+                return usage.completed(guess), Basis.ESTIMATED
+            return usage, Basis.REPORTED
+        answered = self.upstream is not None and self.upstream.status < 300
+        stopped_by_us = self.outcome in {Outcome.CLIENT_GONE, Outcome.TIMEOUT, Outcome.SHUTDOWN}
+        if not translation.heard and not (stopped_by_us and (answered or self.upstream is None)):
+            # Bedrock said no, or nothing at all: nothing was spent.
+            return Usage(), Basis.REPORTED
+        seen = max(usage.output_tokens or 0, translation.seen_output_tokens)
+        return usage.completed(guess).updated(Usage(output_tokens=seen)), Basis.PARTIAL
+
+
+def carry(course: Course) -> Flow[None]:
+    """
+    Call Bedrock, again where that may help, and relay its answer.
+
+    Raises:
+        ProxyError: The answer could not be given, or not wholly; where the head is out,
+            one terminal error is still to be said.
+    """
+    reply: UpstreamReply | None = None
+    try:
+        while True:
+            course.translation = course.call.translation()
+            course.upstream = None
+            course.attempts += 1
+            reply = yield from ask(Open(course.call.upstream))
+            try:
+                yield from _relay(course, reply, course.translation)
+            except ProxyError as fault:
+                retried = course.attempts - 1
+                if course.head_said or fault.status not in faults.RETRIED_STATUSES:
+                    raise
+                if retried >= min(course.rules.retries, len(RETRY_PAUSES)):
+                    raise
+                yield from ask(Close(reply))
+                yield from ask(Wait(RETRY_PAUSES[retried]))
+                yield b""  # if the client left or we are stopping, do not call again
+            else:
+                return
+    except Gone as gone:
+        yield from _left(course, reply, gone)
+    except Ending as ending:
+        outcome = Outcome.TIMEOUT if isinstance(ending, Deadline) else Outcome.SHUTDOWN
+        course.failed(ending.error, outcome)
+        raise ending.error from None
+    finally:
+        if reply is not None:
+            yield from ask(Close(reply))
+
+
+def say_terminal(course: Course, error: ProxyError) -> Flow[None]:
+    """End a reply whose head is out with its one terminal error."""
+    assert course.translation is not None
+    try:
+        yield course.translation.fail(error)
+    except Interruption:
+        return
+
+
+# --- relaying -------------------------------------------------------------------------------
+
+
+def _relay(course: Course, reply: UpstreamReply, translation: Translation) -> Flow[None]:
+    head = yield from _heard(course, translation, lambda within: Begin(reply, within))
+    course.upstream = head
+    if head.status >= 300:
+        body = yield from _error_body(course, reply, translation)
+        raise faults.from_reply(head, body, _sent(course))
+    translation.begin(head)
+    held: list[bytes] = []
+    while True:
+        got = yield from _heard(course, translation, lambda within: Read(reply, within))
+        if isinstance(got, bytes):
+            out = translation.feed(got)
+        else:
+            if not translation.ended:
+                yield b""  # if we closed it ourselves, this is where the flow hears why
+            out = translation.finish()
+        fault = translation.fault
+        if course.call.hold:
+            held.append(out)
+        elif out or translation.started:
+            yield from _say(course, translation, out)
+        if fault is not None:
+            if course.call.hold and translation.started:
+                yield from _say(course, translation, b"".join(held))
+            raise fault
+        if got is END:
+            break
+    if course.call.hold:
+        yield from _say_whole(course, translation, b"".join(held))
+
+
+def _heard(
+    course: Course,
+    translation: Translation,
+    effect: Callable[[float], Effect[T | Literal[Signal.SILENCE]]],
+) -> Flow[T]:
+    """What comes next from upstream; pings, renewals and timeouts while it does not come."""
+    rules = course.rules
+    begun = yield from ask(Now())
+    now = begun
+    patience = rules.first_byte_timeout if not translation.heard else rules.idle_timeout
+    while True:
+        at = now.monotonic
+        yield from _renew(course, now)
+        if course._quiet_since is None:
+            course._quiet_since = at
+        if at - course._quiet_since >= rules.ping_every:
+            # Also where the model is busy with what this client does not see.
+            course._quiet_since = at
+            ping = b"" if course.call.hold else translation.ping()
+            if ping:
+                yield from _say(course, translation, ping)
+                course._quiet_since = at
+            else:
+                yield b""
+        if at - begun.monotonic >= patience:
+            late = faults.stalled if translation.heard else faults.first_byte_late
+            course.failed(error := late(patience), Outcome.TIMEOUT)
+            raise error
+        if at - course.arrived.monotonic >= rules.max_duration:
+            course.failed(error := _too_long(rules.max_duration), Outcome.TIMEOUT)
+            raise error
+        within = min(
+            rules.ping_every - (at - course._quiet_since),
+            patience - (at - begun.monotonic),
+            rules.max_duration - (at - course.arrived.monotonic),
+            rules.lease_ms / 2000,
+        )
+        try:
+            got = yield from ask(effect(within))
+        except UpstreamUnreachable as failure:
+            yield b""  # if we closed it ourselves, this is where the flow hears why
+            error = faults.from_trouble(failure.trouble)
+            if failure.trouble is Trouble.TIMEOUT:
+                course.failed(error, Outcome.TIMEOUT)
+            raise error from None
+        if got is not SILENCE:
+            return got
+        yield b""
+        now = yield from ask(Now())
+
+
+def _say(course: Course, translation: Translation, out: bytes) -> Flow[None]:
+    """Say *out*, after the head if that is not out yet."""
+    if not course.head_said:
+        yield from _say_head(course, translation.headers())
+    if out:
+        whole = translation.ended
+        yield out
+        course._quiet_since = None
+        course._all_said = whole
+
+
+def _say_whole(course: Course, translation: Translation, out: bytes) -> Flow[None]:
+    length = ("content-length", str(len(out)))
+    yield from _say_head(course, (*translation.headers(), length))
+    if course.request.method != "HEAD":
+        yield out
+    course._all_said = True
+
+
+def _say_head(course: Course, headers: Headers) -> Flow[None]:
+    now = yield from ask(Now())
+    course.head_said = True
+    course.first_byte = now.monotonic
+    yield Head(200, (*headers, ("x-request-id", course.request.request_id), *course.extra))
+
+
+def _error_body(course: Course, reply: UpstreamReply, translation: Translation) -> Flow[bytes]:
+    body = b""
+    while len(body) < _MAX_ERROR_BODY:
+        got = yield from _heard(course, translation, lambda within: Read(reply, within))
+        if not isinstance(got, bytes):
+            break
+        body += got
+    return body[:_MAX_ERROR_BODY]
+
+
+def _renew(course: Course, now: Instant) -> Flow[None]:
+    """Keep the lease, once half its time is over."""
+    if course._renewed is None:
+        course._renewed = course.arrived.monotonic
+    if (now.monotonic - course._renewed) * 2000 < course.rules.lease_ms:
+        return
+    course._renewed = now.monotonic
+    try:
+        course.lease = yield from ask(Renew(course.lease, now.epoch_ms))
+    except StoreUnavailable:
+        return  # tried again at the next half; a reaper's estimate is corrected at the end
+
+
+# --- when the client has left ---------------------------------------------------------------
+
+
+def _left(course: Course, reply: UpstreamReply | None, gone: Gone) -> Flow[None]:
+    """Nobody listens any more. Read on for the true usage, if we may; then settle."""
+    translation = course.translation
+    if translation is None or reply is None:
+        course.failed(None, Outcome.CLIENT_GONE)
+        return
+    if course._all_said or (translation.ended and course.head_said and not gone.unsaid):
+        return  # it had everything: the reply was complete
+    missed = gone.unsaid or not course.head_said
+    if not gone.cuts and (yield from ask(TakeDrain())):
+        missed |= yield from _drain(course, reply, translation)
+    if missed or not translation.ended or translation.fault is not None:
+        course.failed(None, Outcome.CLIENT_GONE)
+
+
+def _drain(course: Course, reply: UpstreamReply, translation: Translation) -> Flow[bool]:
+    """
+    Read the rest, in silence, for a limited time.
+
+    Returns:
+        Whether the client missed anything of it.
+    """
+    missed = False
+    begun = yield from ask(Now())
+    now = begun
+    while translation.fault is None:
+        left = course.rules.drain - (now.monotonic - begun.monotonic)
+        if left <= 0:
+            return True
+        yield from _renew(course, now)
+        within = min(left, course.rules.ping_every)
+        try:
+            if course.upstream is None:
+                head = yield from ask(Begin(reply, within))
+                if isinstance(head, UpstreamHead):
+                    course.upstream = head
+                    if head.status >= 300:
+                        return True
+                    translation.begin(head)
+            else:
+                got = yield from ask(Read(reply, within))
+                if isinstance(got, bytes):
+                    missed |= bool(translation.feed(got))
+                elif got is END:
+                    translation.finish()
+                    return missed
+        except UpstreamUnreachable:
+            return True
+        try:
+            yield b""
+        except Gone as again:
+            if again.cuts:
+                return True
+        except Ending:
+            return True  # the server is stopping, or the host's time is up
+        now = yield from ask(Now())
+    return True
+
+
+def _sent(course: Course) -> str:
+    return course.call.upstream.model_id + course.call.upstream.body.decode("utf-8", "replace")
+
+
+def _too_long(seconds: float) -> ProxyError:
+    return ClientFault(
+        f"The answer took longer than {seconds:g} seconds, the most one call may take.",
+        Code.TIMEOUT,
+    )

@@ -1,0 +1,386 @@
+"""
+The simple dialect: ``{"modelId": …, "stream": …, …the model's own body…}`` in; Bedrock's
+own body, or a stream of ``{"content": "…"}``, out (DESIGN.md section 3).
+
+A stream is Server-Sent Events (WHATWG HTML, section 9.2) or, where the host cannot stream
+or the client asked for ``application/json``, one JSON array written as it comes.
+JSON in both is ASCII-escaped, so that no line separator of Unicode can end an SSE line.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from bedrock_proxy import faults
+from bedrock_proxy.answers import InvokeFrames, Meter, StreamedAnswer, whole_answer
+from bedrock_proxy.dialects.dialect import Call, Translation
+from bedrock_proxy.errors import ClientFault, ProxyError
+from bedrock_proxy.http import Headers, Request
+from bedrock_proxy.models import Family, estimate, family_of
+from bedrock_proxy.models.names import parse_model_id
+from bedrock_proxy.parts import Json, Other, Part, Stop, Text, Thinking, ToolUse, UsageReport
+from bedrock_proxy.ports import Operation, UpstreamCall, UpstreamHead
+from bedrock_proxy.strict_json import parse_object
+from bedrock_proxy.usage import Usage
+
+_JSON: Final = (("content-type", "application/json"),)
+_SSE: Final = (
+    ("content-type", "text/event-stream"),
+    ("cache-control", "no-cache"),
+    ("x-accel-buffering", "no"),
+)
+_MAX_WHOLE: Final = 64 * 1024 * 1024
+"""Bedrock's own bodies end at 25 MB (AWS, Bedrock API reference, InvokeModel)."""
+
+
+def error_object(error: ProxyError, request_id: str) -> dict[str, Json]:
+    """The one error object of this dialect: body, SSE event and array element alike."""
+    said: dict[str, Json] = {
+        "error": error.message,
+        "code": str(error.code),
+        "request_id": request_id,
+        "retryable": error.retryable,
+    }
+    if error.limit is not None:
+        said["limit"] = error.limit
+    if error.retry_after is not None:
+        said["retry_after"] = error.retry_after
+    return said
+
+
+class Simple:
+    """The dialect; see :class:`bedrock_proxy.dialects.dialect.Dialect`."""
+
+    name = "simple"
+
+    def call(self, request: Request, body: bytes, operation: str, model: str | None) -> Call:  # noqa: ARG002
+        sent = parse_object(body)
+        name = parse_model_id(_take_model(sent))
+        stream = _take_flag(sent, "stream")
+        full = _take_choice(sent, "stream_events")
+        family = family_of(name.canonical)
+        if family.body_has_stream and (stream or "stream" in sent):
+            sent["stream"] = stream
+        upstream = UpstreamCall(
+            Operation.INVOKE_STREAM if stream else Operation.INVOKE,
+            name.raw,
+            json.dumps(sent, ensure_ascii=False, separators=(",", ":")).encode(),
+            _JSON if stream else (*_JSON, ("accept", "application/json")),
+        )
+        text = body.decode()
+        request_id = request.request_id
+
+        def streamed() -> Translation:
+            writer = (
+                _Array(full, request_id)
+                if not request.can_stream or _wants_array(request)
+                else _Events(full, request_id)
+            )
+            return _Streamed(StreamedAnswer(InvokeFrames(family.reader()), text), writer)
+
+        def whole() -> Translation:
+            return _Whole(family, request_id)
+
+        return Call(
+            upstream=upstream,
+            model=name,
+            family=family,
+            estimate=estimate(family, sent),
+            stream=stream,
+            hold=not stream or not request.can_stream,
+            translation=streamed if stream else whole,
+        )
+
+    def refusal(self, error: ProxyError, request_id: str) -> tuple[Headers, bytes]:
+        return _JSON, _dumps(error_object(error, request_id)) + b"\n"
+
+
+SIMPLE: Final = Simple()
+
+
+class _Writer(Protocol):
+    """Parts to client bytes, in one of the dialect's two formats."""
+
+    @property
+    def content_headers(self) -> Headers: ...
+    @property
+    def wrote(self) -> bool: ...
+
+    def write(self, parts: Sequence[Part]) -> bytes: ...
+    def end(self, usage: Usage) -> bytes: ...
+    def fail(self, error: ProxyError) -> bytes: ...
+    def ping(self) -> bytes: ...
+
+
+class _Events:
+    """Server-Sent Events."""
+
+    content_headers: Headers = _SSE
+
+    def __init__(self, full: bool, request_id: str) -> None:
+        self.wrote = False
+        self._full = full
+        self._request_id = request_id
+
+    def write(self, parts: Sequence[Part]) -> bytes:
+        return b"".join(b"data: %b\n\n" % said for said in _said(parts, self._full))
+
+    def end(self, usage: Usage) -> bytes:
+        last = b"data: %b\n\n" % _usage_object(usage) if self._full else b""
+        return last + b"data: [DONE]\n\n"
+
+    def fail(self, error: ProxyError) -> bytes:
+        return b"event: error\ndata: %b\n\n" % _dumps(error_object(error, self._request_id))
+
+    def ping(self) -> bytes:
+        return b": ping\n\n"
+
+
+class _Array:
+    """One JSON array, an element at a time."""
+
+    content_headers: Headers = _JSON
+
+    def __init__(self, full: bool, request_id: str) -> None:
+        self.wrote = False
+        self._full = full
+        self._request_id = request_id
+        self._opened = False
+
+    def write(self, parts: Sequence[Part]) -> bytes:
+        return b"".join(self._element(said) for said in _said(parts, self._full))
+
+    def end(self, usage: Usage) -> bytes:
+        last = self._element(_usage_object(usage)) if self._full else b""
+        return last + self._element(b'{"done": true}') + b"]\n"
+
+    def fail(self, error: ProxyError) -> bytes:
+        return self._element(_dumps(error_object(error, self._request_id))) + b"]\n"
+
+    def ping(self) -> bytes:
+        if self._opened:
+            return b" "
+        self._opened = True
+        return b"["
+
+    def _element(self, said: bytes) -> bytes:
+        if self.wrote:
+            return b",\n" + said
+        self.wrote = True
+        if self._opened:
+            return said
+        self._opened = True
+        return b"[" + said
+
+
+class _Streamed:
+    """A reader and a writer, one after the other."""
+
+    def __init__(self, answer: StreamedAnswer, writer: _Writer) -> None:
+        self._answer = answer
+        self._writer = writer
+
+    @property
+    def started(self) -> bool:
+        # An array can still become a plain error body until it holds something.
+        return self._writer.wrote if isinstance(self._writer, _Array) else self._answer.frames > 0
+
+    @property
+    def heard(self) -> bool:
+        return self._answer.frames > 0
+
+    @property
+    def ended(self) -> bool:
+        return self._answer.ended
+
+    @property
+    def fault(self) -> ProxyError | None:
+        return self._answer.fault
+
+    @property
+    def usage(self) -> Usage:
+        return self._answer.meter.usage
+
+    @property
+    def seen_output_tokens(self) -> int:
+        return self._answer.meter.seen_output_tokens
+
+    def begin(self, head: UpstreamHead) -> None:
+        self._answer.meter.headers(head.headers)
+
+    def headers(self) -> Headers:
+        return self._writer.content_headers
+
+    def feed(self, chunk: bytes) -> bytes:
+        return self._writer.write(self._answer.feed(chunk))
+
+    def finish(self) -> bytes:
+        said = self._writer.write(self._answer.finish())
+        if self._answer.fault is not None:
+            return said
+        return said + self._writer.end(self._answer.meter.usage)
+
+    def fail(self, error: ProxyError) -> bytes:
+        return self._writer.fail(error)
+
+    def ping(self) -> bytes:
+        return self._writer.ping()
+
+
+class _Whole:
+    """Bedrock's own body, byte for byte; read only for its usage."""
+
+    def __init__(self, family: Family, request_id: str) -> None:
+        self._family = family
+        self._request_id = request_id
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._expected: int | None = None
+        self._meter = Meter()
+        self._content_type = "application/json"
+        self.started = False
+        self.ended = False
+        self.fault: ProxyError | None = None
+
+    @property
+    def heard(self) -> bool:
+        return self._size > 0
+
+    @property
+    def usage(self) -> Usage:
+        return self._meter.usage
+
+    @property
+    def seen_output_tokens(self) -> int:
+        return self._meter.seen_output_tokens
+
+    def begin(self, head: UpstreamHead) -> None:
+        self._meter.headers(head.headers)
+        self._content_type = head.first("content-type") or self._content_type
+        length = head.first("content-length")
+        if length is not None and length.isdecimal():
+            self._expected = int(length)
+
+    def headers(self) -> Headers:
+        return (("content-type", self._content_type),)
+
+    def feed(self, chunk: bytes) -> bytes:
+        self._pieces.append(chunk)
+        self._size += len(chunk)
+        if self._size > _MAX_WHOLE:
+            self.fault = faults.corrupt()
+            self._pieces.clear()
+        return b""
+
+    def finish(self) -> bytes:
+        if self.fault is None and self._expected is not None and self._size < self._expected:
+            self.fault = faults.torn()
+        if self.fault is not None:
+            return b""
+        body = b"".join(self._pieces)
+        self._meter.saw(whole_answer(self._family, body))
+        self.ended = True
+        return body
+
+    def fail(self, error: ProxyError) -> bytes:
+        return _dumps(error_object(error, self._request_id)) + b"\n"
+
+    def ping(self) -> bytes:
+        return b""
+
+
+def _take_model(sent: dict[str, Json]) -> str:
+    name = "modelId" if "modelId" in sent else "model"
+    model = sent.pop(name, None)
+    if not isinstance(model, str) or not model:
+        raise ClientFault('The request names no model; send "modelId": "<model id>".')
+    return model
+
+
+def _take_flag(sent: dict[str, Json], name: str) -> bool:
+    if name not in sent:
+        return False
+    value = sent.pop(name)
+    if not isinstance(value, bool):
+        raise ClientFault(f'"{name}" must be true or false.')
+    return value
+
+
+def _take_choice(sent: dict[str, Json], name: str) -> bool:
+    value = sent.pop(name, "text")
+    if value not in {"text", "full"} or not isinstance(value, str):
+        raise ClientFault(f'"{name}" must be "text" or "full".')
+    return value == "full"
+
+
+def _wants_array(request: Request) -> bool:
+    """RFC 9110, section 12.5.1, as far as this choice needs it."""
+    kinds = {
+        piece.partition(";")[0].strip().lower()
+        for value in request.all("accept")
+        for piece in value.split(",")
+    }
+    return "application/json" in kinds and not kinds & {"text/event-stream", "*/*"}
+
+
+def _said(parts: Sequence[Part], full: bool) -> list[bytes]:
+    said: list[bytes] = []
+    for part in parts:
+        if isinstance(part, Text):
+            if part.text:
+                piece: dict[str, Json] = {"content": part.text}
+                if part.index:
+                    piece["index"] = part.index
+                said.append(_dumps(piece))
+        elif isinstance(part, Other):
+            said.append(_dumps({"event": part.event}))
+        elif full:
+            richer = _richer(part)
+            if richer is not None:
+                said.append(_dumps(richer))
+    return said
+
+
+def _richer(part: Thinking | ToolUse | Stop | UsageReport) -> dict[str, Json] | None:
+    """What ``"stream_events": "full"`` adds; the usage comes once, at the end."""
+    match part:
+        case Thinking():
+            piece: dict[str, Json] = {"thinking": part.text}
+            if part.signature is not None:
+                piece["redacted" if part.redacted else "signature"] = part.signature
+            return piece
+        case ToolUse():
+            tool: dict[str, Json] = {"index": part.index}
+            if part.id is not None:
+                tool["id"] = part.id
+            if part.name is not None:
+                tool["name"] = part.name
+            tool["input_json"] = part.input_json
+            return {"tool_use": tool}
+        case Stop(reason=str(reason)):
+            stop: dict[str, Json] = {"stop_reason": reason}
+            if part.index:
+                stop["index"] = part.index
+            return stop
+        case _:
+            return None
+
+
+def _usage_object(usage: Usage) -> bytes:
+    counts: dict[str, Json] = {
+        name: count
+        for name, count in (
+            ("input_tokens", usage.input_tokens),
+            ("output_tokens", usage.output_tokens),
+            ("cache_read_tokens", usage.cache_read_tokens),
+            ("cache_write_5m_tokens", usage.cache_write_5m_tokens),
+            ("cache_write_1h_tokens", usage.cache_write_1h_tokens),
+        )
+        if count is not None
+    }
+    counts["token_count"] = usage.token_count
+    return _dumps({"usage": counts})
+
+
+def _dumps(value: Json) -> bytes:
+    return json.dumps(value).encode("ascii")

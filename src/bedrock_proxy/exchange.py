@@ -1,0 +1,289 @@
+"""
+The flow: one request from arrival to settlement.
+
+A generator that *says* (yields a Head, then bytes) and *asks* (yields effects); it never
+does. Every path through it that was admitted ends in exactly one :class:`Finish` (or one
+:class:`Release`, where Bedrock was never called).
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+from bedrock_proxy import front, routes, tokens
+from bedrock_proxy.admission import AdmissionRequest, Barred, Grant, Limit, LimitState, Refusal
+from bedrock_proxy.course import Course, carry, say_terminal
+from bedrock_proxy.customers import CustomerStatus, TokenOwner
+from bedrock_proxy.dialects.dialect import Call, Dialect
+from bedrock_proxy.drive import Ending, Interruption, Shutdown
+from bedrock_proxy.effects import (
+    Admit,
+    FindToken,
+    Finish,
+    Flow,
+    Now,
+    Ready,
+    ReceiveBody,
+    Release,
+    Report,
+    ReportFault,
+    Spool,
+    TakeStream,
+    ask,
+)
+from bedrock_proxy.errors import (
+    ClientFault,
+    Code,
+    LimitReached,
+    ProxyError,
+    StoreUnavailable,
+    Unavailable,
+)
+from bedrock_proxy.http import Head, Headers, Request
+from bedrock_proxy.models.names import check_arn
+from bedrock_proxy.ports import Instant
+from bedrock_proxy.rules import Rules
+from bedrock_proxy.usage import Outcome
+
+
+def exchange(request: Request, rules: Rules) -> Flow[ProxyError | None]:
+    """
+    Serve one request.
+
+    Returns:
+        The terminal error that the reply ended in after its head had gone out, or None.
+    """
+    dialect = routes.dialect_of(request)
+    try:
+        front.check_head(request)
+        found = routes.find(request)
+        if found.route.gate is routes.Gate.PUBLIC:
+            yield from _public(request, found.route.operation)
+            return None
+        return (yield from _admitted(request, rules, found))
+    except Interruption as reason:
+        # Before the head: nothing was spent that is not already settled.
+        if isinstance(reason, Ending):
+            yield from _refuse(request, dialect, reason.error)
+    except ProxyError as error:
+        yield from _refuse(request, dialect, error)
+    except Exception as error:  # noqa: BLE001 -- a defect of ours must still be an answer
+        yield from ask(ReportFault(request.request_id, error))
+        yield from _refuse(request, dialect, _internal())
+    return None
+
+
+# --- what needs no customer -----------------------------------------------------------------
+
+
+def _public(request: Request, operation: str) -> Flow[None]:
+    ready = operation != "ready" or (yield from ask(Ready()))
+    body = json.dumps({"status": "ok" if ready else "stopping"}).encode() + b"\n"
+    headers = (("content-type", "application/json"), ("content-length", str(len(body))))
+    try:
+        yield Head(200 if ready else 503, headers)
+        if request.method != "HEAD":
+            yield body
+    except Interruption:
+        return
+
+
+def _refuse(
+    request: Request, dialect: Dialect, error: ProxyError, more: Headers = ()
+) -> Flow[None]:
+    headers, body = dialect.refusal(error, request.request_id)
+    said = [
+        *headers,
+        ("content-length", str(len(body))),
+        ("x-request-id", request.request_id),
+        *error.headers,
+    ]
+    if error.retry_after is not None:
+        said.append(("retry-after", str(error.retry_after)))
+    try:
+        yield Head(error.status, (*said, *more))
+        if request.method != "HEAD":
+            yield body
+    except Interruption:
+        return
+
+
+def _internal() -> ProxyError:
+    return Unavailable("Something went wrong inside the proxy; its operator has been told.")
+
+
+# --- from token to lease --------------------------------------------------------------------
+
+
+def _admitted(request: Request, rules: Rules, found: routes.Found) -> Flow[ProxyError | None]:
+    arrived = yield from ask(Now())
+    dialect = found.route.dialect
+    token = front.credential(request, signed_route=dialect.name == "bedrock")
+    if not tokens.check_shape(token):
+        raise front.unauthorized()
+    front.check_media(request, rules.max_body_bytes)
+    owner = yield from ask(FindToken(tokens.digest(token, rules.pepper), arrived.epoch_ms))
+    if owner is None:
+        raise front.unauthorized()
+    if owner.status is not CustomerStatus.ACTIVE:
+        raise _disabled()
+    body = yield from ask(ReceiveBody(rules.max_body_bytes, rules.body_timeout))
+    call = dialect.call(request, body, found.route.operation, found.model)
+    check_arn(call.model, region=rules.region, account=rules.account)
+    if owner.models is not None and call.model.canonical not in owner.models:
+        raise ClientFault("This token may not use this model.", Code.MODEL_NOT_ALLOWED)
+    if not (yield from ask(TakeStream())):
+        raise Unavailable("The proxy is carrying as many streams as it can.", Code.OVERLOADED)
+    wanted = _admission(request, rules, call, owner, dialect, arrived)
+    try:
+        grant = yield from ask(Admit(wanted))
+    except StoreUnavailable:
+        # It may have been done all the same: take it back, if the store can be asked at all.
+        yield from _release(wanted)
+        raise
+    if isinstance(grant, Refusal):
+        raise _refusal(grant)
+    course = Course(request, rules, call, arrived, grant.lease, _extra_headers(grant, owner))
+    return (yield from _settled(course))
+
+
+def _admission(
+    request: Request,
+    rules: Rules,
+    call: Call,
+    owner: TokenOwner,
+    dialect: Dialect,
+    arrived: Instant,
+) -> AdmissionRequest:
+    return AdmissionRequest(
+        request_id=request.request_id,
+        customer_id=owner.customer_id,
+        key_id=owner.key.key_id,
+        model_id=call.model.raw,
+        model=call.model.canonical,
+        dialect=dialect.name,
+        operation=call.upstream.operation.value,
+        stream=call.stream,
+        at=arrived.epoch_ms,
+        input_tokens=call.estimate.input_tokens or 0,
+        output_tokens=call.estimate.output_tokens or 0,
+        cost_nanousd=None,
+        price_version=None,
+        client_request_id=front.client_request_id(request),
+        lease_ms=rules.lease_ms,
+    )
+
+
+def _release(wanted: AdmissionRequest) -> Flow[None]:
+    try:
+        yield from ask(Release(wanted))
+    except StoreUnavailable:
+        return  # the lease runs out by itself, and a reaper settles it
+
+
+def _refusal(refusal: Refusal) -> ProxyError:
+    headers = limit_headers(refusal.limits)
+    match refusal.reason:
+        case Barred.KEY_GONE:
+            return front.unauthorized()
+        case Barred.CUSTOMER_DISABLED:
+            return _disabled()
+        case limit:
+            pass
+    budget = limit not in {Limit.REQUESTS_PER_MINUTE, Limit.TOKENS_PER_MINUTE, Limit.CONCURRENCY}
+    waiting = refusal.retry_after is not None
+    what = str(limit).replace("_", " ")
+    cap = f" of {refusal.cap}" if refusal.cap is not None else ""
+    advice = (
+        f"try again in {refusal.retry_after} seconds"
+        if waiting
+        else "this request alone is larger than it allows"
+    )
+    return LimitReached(
+        f"The limit{cap} {what} has been reached; {advice}.",
+        Code.OVER_BUDGET if budget else Code.RATE_LIMITED,
+        retryable=waiting,
+        retry_after=refusal.retry_after,
+        limit=str(limit),
+        headers=headers,
+    )
+
+
+def _disabled() -> ProxyError:
+    return ClientFault("This customer has been disabled.", Code.CUSTOMER_DISABLED)
+
+
+_HEADER_NAMES: Final = {
+    Limit.REQUESTS_PER_MINUTE: "requests",
+    Limit.TOKENS_PER_MINUTE: "tokens",
+    Limit.REQUESTS_PER_DAY: "requests-day",
+    Limit.TOKENS_PER_DAY: "tokens-day",
+}
+
+
+def limit_headers(states: Sequence[LimitState]) -> Headers:
+    """``x-ratelimit-{limit,remaining,reset}-…``; reset in whole seconds."""
+    said: list[tuple[str, str]] = []
+    for state in states:
+        name = _HEADER_NAMES.get(state.name)
+        if name is not None:
+            said += [
+                (f"x-ratelimit-limit-{name}", str(state.limit)),
+                (f"x-ratelimit-remaining-{name}", str(state.remaining)),
+                (f"x-ratelimit-reset-{name}", str(state.resets_in)),
+            ]
+    return tuple(said)
+
+
+def _extra_headers(grant: Grant, owner: TokenOwner) -> Headers:
+    limits = limit_headers(grant.limits)
+    if owner.key.deprecated_at is None:
+        return limits
+    return (*limits, ("deprecation", f"@{owner.key.deprecated_at // 1000}"))  # RFC 9745
+
+
+# --- from lease to ledger -------------------------------------------------------------------
+
+
+def _settled(course: Course) -> Flow[ProxyError | None]:
+    """Carry the call, and settle it whatever happens."""
+    refusal: ProxyError | None = None
+    try:
+        yield from carry(course)
+    except ProxyError as error:
+        refusal = error
+        course.failed(error)
+    except Exception as error:  # noqa: BLE001 -- a defect of ours must still be settled
+        refusal = _internal()
+        course.failed(refusal)
+        yield from ask(ReportFault(course.request.request_id, error))
+    except BaseException:
+        # The thread or the task is being torn down: settle, and let it go on.
+        course.failed(Shutdown().error, Outcome.SHUTDOWN)
+        yield from _finished(course)
+        raise
+    if refusal is not None and course.head_said:
+        yield from say_terminal(course, refusal)
+        yield from _finished(course)
+        return refusal
+    yield from _finished(course)
+    if refusal is not None:
+        refusal.headers = (*refusal.headers, *course.extra)
+        raise refusal
+    return None
+
+
+def _finished(course: Course) -> Flow[None]:
+    """The ledger row and the settlement, exactly once; the row is never lost."""
+    if course.attempts == 0:
+        yield from _release(course.lease.request)
+        return
+    now = yield from ask(Now())
+    record = course.record(now)
+    try:
+        yield from ask(Finish(record, course.lease))
+    except Exception as error:  # noqa: BLE001 -- whatever the store says, the row must survive
+        if not isinstance(error, StoreUnavailable):
+            yield from ask(ReportFault(course.request.request_id, error))
+        yield from ask(Spool(record, course.lease))
+    yield from ask(Report(record))

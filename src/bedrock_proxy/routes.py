@@ -1,0 +1,116 @@
+"""
+The route table: every path that is answered, by whom, and behind which gate.
+
+Paths are matched once, as they arrived (raw where the host has them raw). Nothing here
+looks at Host or at forwarded headers.
+"""
+
+import re
+from enum import Enum, unique
+from typing import Final
+from urllib.parse import unquote
+
+from attrs import frozen
+
+from bedrock_proxy.dialects.dialect import Dialect
+from bedrock_proxy.dialects.simple import SIMPLE
+from bedrock_proxy.errors import ClientFault, Code
+from bedrock_proxy.http import Request
+
+
+@unique
+class Gate(Enum):
+    """What stands before a route."""
+
+    PUBLIC = "anyone; no customer data"
+    AUTHENTICATED = "a valid token"
+    ADMITTED = "a valid token, and admission by its customer's limits"
+
+
+@frozen
+class Route:
+    """
+    One line of the table.
+
+    Attributes:
+        method: In upper case.
+        pattern: Matched against the whole path; a group named ``model`` is the model id.
+        gate: What stands before it.
+        operation: What is asked for, in the words of the dialect or of ``exchange``.
+        dialect: Who understands the request and words its errors.
+    """
+
+    method: str
+    pattern: re.Pattern[str]
+    gate: Gate
+    operation: str
+    dialect: Dialect = SIMPLE
+
+
+def _route(method: str, path: str, gate: Gate, operation: str, dialect: Dialect = SIMPLE) -> Route:
+    return Route(method, re.compile(path), gate, operation, dialect)
+
+
+ROUTES: Final[tuple[Route, ...]] = (
+    _route("POST", r"/", Gate.ADMITTED, "invoke"),
+    _route("POST", r"/bedrock", Gate.ADMITTED, "invoke"),
+    _route("GET", r"/healthz", Gate.PUBLIC, "health"),
+    _route("HEAD", r"/healthz", Gate.PUBLIC, "health"),
+    _route("GET", r"/readyz", Gate.PUBLIC, "ready"),
+    _route("HEAD", r"/readyz", Gate.PUBLIC, "ready"),
+    _route("HEAD", r"/", Gate.PUBLIC, "health"),
+)
+
+
+@frozen
+class Found:
+    """
+    A route, and what its path says.
+
+    Attributes:
+        model: The model id in the path, decoded once.
+    """
+
+    route: Route
+    model: str | None = None
+
+
+def find(request: Request) -> Found:
+    """
+    The route of *request*.
+
+    Raises:
+        ClientFault: ``not_found``; ``method_not_allowed`` with the methods that are.
+    """
+    path = request.path or "/"
+    allowed: list[str] = []
+    for route in ROUTES:
+        match = route.pattern.fullmatch(path)
+        if match is None:
+            continue
+        if route.method == request.method:
+            model = match.groupdict().get("model")
+            if model is not None and not request.path_is_decoded:
+                model = unquote(model, errors="strict") if "%" in model else model
+            return Found(route, model)
+        allowed.append(route.method)
+    if allowed:
+        raise ClientFault(
+            f"{_shown(request.method)} is not allowed here; use {' or '.join(allowed)}.",
+            Code.METHOD_NOT_ALLOWED,
+            headers=(("allow", ", ".join(allowed)),),
+        )
+    raise ClientFault("There is nothing at this path.", Code.NOT_FOUND)
+
+
+def dialect_of(request: Request) -> Dialect:
+    """Who words an error for *request*, whether or not there is a route for it."""
+    path = request.path or "/"
+    for route in ROUTES:
+        if route.pattern.fullmatch(path):
+            return route.dialect
+    return SIMPLE
+
+
+def _shown(method: str) -> str:
+    return method if method.isalpha() and len(method) <= 16 else "This method"
