@@ -107,7 +107,7 @@ def claude(
 # --- ports ------------------------------------------------------------------------------------
 
 
-@define(eq=False)
+@define(eq=False, slots=False)
 class Time:
     """The clock; also the pause, which moves it."""
 
@@ -151,16 +151,11 @@ class Reply:
     kind = "instant"
 
     def begin(self, within: float) -> Any:
-        while (
-            self.steps and callable(self.steps[0]) and getattr(self.steps[0], "before_head", False)
-        ):
-            cast("Callable[[], object]", self.steps.pop(0))()
         if self.closed:
             raise UpstreamUnreachable(Trouble.CLOSED)
         if isinstance(self.head, BaseException):
             raise self.head
-        wait = getattr(self, "_head_wait", None)
-        return self.head if wait is None else wait(within)
+        return self.head
 
     def read(self, within: float) -> bytes | Signal:
         self.reads += 1
@@ -323,7 +318,7 @@ class Conversation:
     world: World
     request: Request
     body: bytes
-    rules: Rules = Rules()
+    rules: Rules = field(factory=Rules)
     interrupts: Interrupts = field(factory=Interrupts)
     head: Head | None = None
     pieces: list[bytes] = field(factory=list)

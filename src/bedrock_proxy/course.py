@@ -239,6 +239,13 @@ def _heard(
         yield from _renew(course, now)
         if course._quiet_since is None:
             course._quiet_since = at
+        if at - begun.monotonic >= patience:
+            late = faults.stalled if translation.heard else faults.first_byte_late
+            course.failed(error := late(patience), Outcome.TIMEOUT)
+            raise error
+        if at - course.arrived.monotonic >= rules.max_duration:
+            course.failed(error := _too_long(rules.max_duration), Outcome.TIMEOUT)
+            raise error
         if at - course._quiet_since >= rules.ping_every:
             # Also where the model is busy with what this client does not see.
             course._quiet_since = at
@@ -248,13 +255,6 @@ def _heard(
                 course._quiet_since = at
             else:
                 yield b""
-        if at - begun.monotonic >= patience:
-            late = faults.stalled if translation.heard else faults.first_byte_late
-            course.failed(error := late(patience), Outcome.TIMEOUT)
-            raise error
-        if at - course.arrived.monotonic >= rules.max_duration:
-            course.failed(error := _too_long(rules.max_duration), Outcome.TIMEOUT)
-            raise error
         within = min(
             rules.ping_every - (at - course._quiet_since),
             patience - (at - begun.monotonic),
