@@ -99,7 +99,7 @@ def estimated_row(lease: Lease) -> UsageRecord:
         basis=Basis.ESTIMATED,
         state=State.ESTIMATED,
         outcome=Outcome.ERROR,
-        error_code=Code.INTERNAL,
+        error_code=Code.INTERNAL.value,
         cost_nanousd=request.cost_nanousd,
         price_version=request.price_version,
         client_request_id=request.client_request_id,

@@ -1,0 +1,159 @@
+"""
+One SQLite file as the faces of the store share it: its connections, its writing thread, and
+what this process remembers of it.
+"""
+
+import contextlib
+import os
+import sqlite3
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from threading import Lock
+from typing import Final, TypeVar
+from weakref import WeakSet
+
+from bedrock_proxy.admission import AdmissionRequest, Grant, Refusal
+from bedrock_proxy.customers import TokenOwner
+from bedrock_proxy.errors import StoreUnavailable, store_unavailable
+from bedrock_proxy_adapters.stores import gate, ledger, schema
+from bedrock_proxy_adapters.stores.cache import OwnerCache
+from bedrock_proxy_adapters.stores.writer import Work, Writer
+
+T = TypeVar("T")
+
+REAPED_AT_ONCE: Final = 100
+"""How many overdue leases are settled in one commit."""
+
+_LOOK_EVERY_MS: Final = 1_000
+"""How often admission looks for overdue leases."""
+
+_databases: "WeakSet[Database]" = WeakSet()
+# A connection that crossed a fork must be neither used nor closed in the child (SQLite
+# documentation, "How To Corrupt An SQLite Database File", section 2.6).
+_crossed_a_fork: list[object] = []
+
+
+class Database:
+    """
+    The file, made ready; connections and the writing thread begin with the first call, in
+    whichever process that is.
+
+    Attributes:
+        owners: What this process remembers of tokens.
+
+    Raises:
+        ConfigurationError: The file cannot be used; the message says why.
+    """
+
+    def __init__(self, path: Path, *, reap_at_admission: bool) -> None:
+        self.path = path.absolute()
+        self.owners = OwnerCache()
+        self._ticket_path = self.path.with_name(self.path.name + "-ticket")
+        self._reaps = reap_at_admission
+        self._looked_at = 0
+        self._lock = Lock()
+        self._writer: Writer | None = None
+        self._reader: sqlite3.Connection | None = None
+        self._closed = False
+        schema.prepare(self.path)
+        _databases.add(self)
+
+    def admission(self, request: AdmissionRequest) -> Work[Grant | Refusal]:
+        """The work of admitting *request*; what is overdue is settled after it."""
+
+        def work(connection: sqlite3.Connection) -> Grant | Refusal:
+            decision = gate.admit(connection, request)
+            if self._reaps and abs(request.at - self._looked_at) >= _LOOK_EVERY_MS:
+                self._looked_at = request.at
+                if ledger.is_overdue(connection, request.at):
+                    # Closing meanwhile must not undo the decision.
+                    with contextlib.suppress(StoreUnavailable):
+                        self.writer().do_later(
+                            lambda later: ledger.reap(later, request.at, REAPED_AT_ONCE)
+                        )
+            return decision
+
+        return work
+
+    def remember(self, digest: bytes, at: int, owner: TokenOwner | None) -> TokenOwner | None:
+        """Keep what the file said about a token; whose it is, if it is valid at *at*."""
+        if owner is not None and not owner.key.is_valid(at):
+            owner = None
+        self.owners.put(digest, at, owner)
+        return owner
+
+    def change(self, work: Work[T]) -> T:
+        """Change customers or keys."""
+        try:
+            return self.writer().do(work)
+        finally:
+            self.owners.clear()
+
+    def writer(self) -> Writer:
+        """The writing thread of this process."""
+        writer = self._writer
+        if writer is not None:
+            return writer
+        with self._lock:
+            if self._closed:
+                raise store_unavailable()
+            if self._writer is None:
+                self._writer = Writer(self.path, self._ticket_path)
+            return self._writer
+
+    @contextlib.contextmanager
+    def reading(self) -> Generator[sqlite3.Connection]:
+        """A connection for one reading, which may be long."""
+        if self._closed:
+            raise store_unavailable()
+        try:
+            with contextlib.closing(schema.connect(self.path)) as connection:
+                yield connection
+        except sqlite3.Error as error:
+            raise store_unavailable() from error
+
+    @contextlib.contextmanager
+    def looking_up(self) -> Generator[sqlite3.Connection]:
+        """The connection for looking up tokens: short readings, one at a time."""
+        with self._lock:
+            if self._closed:
+                raise store_unavailable()
+            try:
+                if self._reader is None:
+                    self._reader = schema.connect(self.path)
+                yield self._reader
+            except sqlite3.Error as error:
+                reader, self._reader = self._reader, None
+                if reader is not None:
+                    with contextlib.suppress(sqlite3.Error):
+                        reader.close()
+                raise store_unavailable() from error
+
+    def close(self) -> None:
+        """Do what is waiting and let go; afterwards every call fails."""
+        with self._lock:
+            self._closed = True
+            writer, self._writer = self._writer, None
+            reader, self._reader = self._reader, None
+        if writer is not None:
+            writer.close()
+        if reader is not None:
+            reader.close()
+
+    def begin_anew(self) -> None:
+        """In the child of a fork: leave everything to the parent."""
+        _crossed_a_fork.append((self._writer, self._reader))
+        self._lock = Lock()
+        self.owners = OwnerCache()
+        self._writer = None
+        self._reader = None
+
+
+def _after_fork() -> None:
+    for database in list(_databases):
+        database.begin_anew()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,270 @@
+"""
+The SQLite file: where it may lie, its tables, and how it is opened.
+"""
+
+import contextlib
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from bedrock_proxy.errors import ConfigurationError
+from bedrock_proxy.usage import LEDGER_FIELDS
+
+BUSY_TIMEOUT_S: Final = 5.0
+"""How long SQLite itself waits for a lock that somebody holds without a ticket."""
+
+# Locks and the shared memory of WAL need one kernel for all who open the file
+# (SQLite documentation, "Write-Ahead Logging", and "How To Corrupt", section 2.1).
+_NETWORK: Final = frozenset(
+    {
+        "9p",
+        "afs",
+        "afp",
+        "afpfs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "coda",
+        "davfs",
+        "fuse.gcsfuse",
+        "fuse.glusterfs",
+        "fuse.goofys",
+        "fuse.mountpoint-s3",
+        "fuse.rclone",
+        "fuse.s3fs",
+        "fuse.sshfs",
+        "glusterfs",
+        "gpfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "ocfs2",
+        "orangefs",
+        "smb",
+        "smb2",
+        "smb3",
+        "smbfs",
+        "webdav",
+    }
+)
+
+
+MIGRATIONS: Final[Sequence[str]] = (
+    """
+    CREATE TABLE customers (
+        id TEXT NOT NULL PRIMARY KEY,
+        name TEXT NOT NULL,
+        email TEXT NOT NULL,
+        status TEXT NOT NULL,
+        limits TEXT NOT NULL,
+        models TEXT,
+        created_at INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE keys (
+        key_id TEXT NOT NULL PRIMARY KEY,
+        customer_id TEXT NOT NULL REFERENCES customers (id),
+        digest BLOB NOT NULL UNIQUE,
+        created_at INTEGER NOT NULL,
+        expires_at INTEGER,
+        deprecated_at INTEGER
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX keys_by_customer ON keys (customer_id);
+    CREATE TABLE gates (
+        customer_id TEXT NOT NULL PRIMARY KEY,
+        clock INTEGER NOT NULL,
+        state TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE leases (
+        request_id TEXT NOT NULL PRIMARY KEY,
+        customer_id TEXT NOT NULL,
+        deadline INTEGER NOT NULL,
+        body TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX leases_by_customer ON leases (customer_id, deadline);
+    CREATE INDEX leases_by_deadline ON leases (deadline);
+    CREATE TABLE ledger (
+        request_id TEXT NOT NULL PRIMARY KEY,
+        customer_id TEXT NOT NULL,
+        key_id TEXT NOT NULL,
+        model_id TEXT NOT NULL,
+        model TEXT NOT NULL,
+        dialect TEXT NOT NULL,
+        operation TEXT NOT NULL,
+        stream INTEGER NOT NULL,
+        admitted_at INTEGER NOT NULL,
+        duration_ms INTEGER NOT NULL,
+        first_byte_ms INTEGER,
+        attempts INTEGER NOT NULL,
+        input_tokens INTEGER NOT NULL,
+        output_tokens INTEGER NOT NULL,
+        cache_read_tokens INTEGER NOT NULL,
+        cache_write_5m_tokens INTEGER NOT NULL,
+        cache_write_1h_tokens INTEGER NOT NULL,
+        token_count INTEGER NOT NULL,
+        basis TEXT NOT NULL,
+        state TEXT NOT NULL,
+        corrected_at INTEGER,
+        outcome TEXT NOT NULL,
+        error_code TEXT,
+        cost_nanousd INTEGER,
+        price_version TEXT,
+        aws_request_id TEXT,
+        client_request_id TEXT
+    ) STRICT;
+    CREATE INDEX ledger_by_time ON ledger (admitted_at, request_id);
+    CREATE INDEX ledger_by_customer ON ledger (customer_id, admitted_at, request_id);
+    """,
+)
+"""What makes each version of the schema (``PRAGMA user_version``) from the one before it."""
+
+LEDGER_COLUMNS: Final = ", ".join(LEDGER_FIELDS)
+
+
+def check_place(path: Path) -> None:
+    """
+    Refuse a place where SQLite cannot be relied upon.
+
+    Raises:
+        ConfigurationError: The folder is missing, or lies on a network file system.
+    """
+    if not path.parent.is_dir():
+        raise ConfigurationError(
+            f"The folder of the database {path} does not exist; create it, or set "
+            "BEDROCK_PROXY_STORE to another place."
+        )
+    mounts = _read_mounts()
+    kind = file_system_of(path.parent.resolve(), mounts) if mounts else None
+    if kind in _NETWORK:
+        raise ConfigurationError(
+            f"The database {path} lies on a network file system ({kind}), where SQLite loses "
+            "data. Put it on a local disk, or use a DynamoDB or Redis store."
+        )
+
+
+def _read_mounts() -> str:
+    if sys.platform != "linux":
+        return ""
+    with contextlib.suppress(OSError):
+        return Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    return ""
+
+
+def file_system_of(folder: Path, mountinfo: str) -> str | None:
+    """
+    The type of the file system *folder* lies on, by the kernel's list of mounts
+    (proc_pid_mountinfo(5)), or None where it is not listed.
+    """
+    found: tuple[int, str] | None = None
+    for line in mountinfo.splitlines():
+        before, dash, after = line.partition(" - ")
+        mount_fields = before.split(" ")
+        if not dash or len(mount_fields) < 5:
+            continue
+        point = Path(mount_fields[4].replace("\\040", " ").replace("\\011", "\t"))
+        if folder == point or point in folder.parents:
+            depth = len(point.parts)
+            # Of two mounts on one point, the later hides the earlier.
+            if found is None or depth >= found[0]:
+                found = depth, after.split(" ")[0]
+    return None if found is None else found[1]
+
+
+def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
+    """
+    Open the file with the settings every connection needs.
+
+    Raises:
+        sqlite3.Error: It cannot be opened, or is no database.
+    """
+    mode = "rwc" if create else "rw"
+    connection = sqlite3.connect(
+        f"{path.resolve().as_uri()}?mode={mode}",
+        uri=True,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+    )
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        # FULL: a commit has reached the disk before anybody is told, so that neither a
+        # lease nor a row is lost with the power.
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def migrate(connection: sqlite3.Connection, migrations: Sequence[str] = MIGRATIONS) -> None:
+    """
+    Bring the schema up to date, each version in one transaction.
+
+    Raises:
+        ConfigurationError: The file was written by a later version of this package, or it
+            holds tables that are not ours.
+        sqlite3.Error: The file cannot be written.
+    """
+    while True:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > len(migrations):
+                raise ConfigurationError(
+                    f"The database has schema version {version}, but this version of "
+                    f"bedrock-proxy knows only {len(migrations)}. Upgrade bedrock-proxy."
+                )
+            if version == 0 and connection.execute("SELECT 1 FROM sqlite_schema").fetchone():
+                raise ConfigurationError(
+                    "The database holds tables that bedrock-proxy did not make. "
+                    "Set BEDROCK_PROXY_STORE to a file of its own."
+                )
+            if version == len(migrations):
+                connection.execute("ROLLBACK")
+                return
+            for statement in _statements(migrations[version]):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {version + 1}")
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def _statements(script: str) -> Iterator[str]:
+    # `executescript` would commit on its own, between the statements of one version.
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+    if statement.strip():
+        yield statement
+
+
+def prepare(path: Path) -> None:
+    """
+    Make sure that the file is there, is ours and is up to date. Leaves nothing open.
+
+    Raises:
+        ConfigurationError: It is not, and cannot be made so; the message says why.
+    """
+    if sqlite3.sqlite_version_info < (3, 37):
+        raise ConfigurationError(
+            f"SQLite {sqlite3.sqlite_version} is too old: bedrock-proxy needs 3.37 or later."
+        )
+    check_place(path)
+    try:
+        with contextlib.closing(connect(path, create=True)) as connection:
+            migrate(connection)
+    except sqlite3.DatabaseError as error:
+        raise ConfigurationError(f"The database {path} cannot be used: {error}.") from error
+    with contextlib.suppress(OSError):
+        os.chmod(path, 0o600)  # noqa: PTH101 -- digests and e-mail addresses are nobody else's
