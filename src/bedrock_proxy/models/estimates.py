@@ -2,6 +2,7 @@
 What a call may cost, before it is made: the tokens that are reserved.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 from bedrock_proxy.models.families import BY_SHAPE
@@ -11,7 +12,7 @@ from bedrock_proxy.parts import Json
 from bedrock_proxy.usage import Usage
 
 BYTES_PER_TOKEN: Final = 3
-"""UTF-8 bytes of text that are reckoned as one token: on the high side for every language."""
+"""UTF-8 bytes of text that are reckoned as one token; real text has more bytes a token."""
 BLOCK_TOKENS: Final = 1_600
 """Tokens for an image or a document (Anthropic, "Vision": at most about 1,600 an image)."""
 
@@ -25,6 +26,8 @@ _WRAPPERS: Final = ("image", "document", "video", "audio")
 _BINARY: Final = frozenset({"data", "bytes", "file_data", "b64_json", "base64String"})
 _OPAQUE: Final = frozenset({"signature", "redactedContent"})
 """Members that hold base64 beside the text of a reasoning block."""
+_APART: Final = (*_WRAPPERS, *_OPAQUE)
+_CONTAINERS: Final = (dict, list)
 _IMAGE_LISTS: Final = ("images", "inputImage")
 """Top-level members that hold bare base64 images (Llama, Cohere Embed; Titan Embed)."""
 _TEXT_MEMBERS: Final = frozenset(
@@ -67,50 +70,60 @@ def _weigh(body: Json) -> tuple[int, int]:
     """The bytes of text and the number of blocks. A loop, for bodies may be deep and large."""
     size = 0
     blocks = 0
-    rest: list[tuple[Json, bool]] = []
-    if isinstance(body, dict):
-        top = dict(body)
-        for name in _IMAGE_LISTS:
-            images = top.get(name)
-            if isinstance(images, str | list):
-                blocks += len(images) if isinstance(images, list) else 1
-                del top[name]
-        rest.append((top, False))
-    else:
-        rest.append((body, False))
+    rest: list[tuple[Json, bool]] = [([body], False)]
     while rest:
         node, in_block = rest.pop()
-        if isinstance(node, dict):
+        values: Iterable[Json] = ()
+        if isinstance(node, list):
+            values = node
+        elif isinstance(node, dict):
             kind = node.get("type")
             if isinstance(kind, str) and kind in _BLOCK_TYPES:
                 blocks += 1
                 in_block = True
-            # In a block, base64 sits beside words (a title, a context, plain-text data).
             binary = (in_block and kind != "text") or kind == "redacted_thinking"
-            for key, value in node.items():
-                if isinstance(value, str):
-                    if (binary and key in _BINARY) or key in _OPAQUE:
-                        continue
-                    if in_block and value.startswith("data:"):
-                        continue
-                    size += len(value) if value.isascii() else _utf8(value)
-                elif isinstance(value, dict):
-                    if key in _WRAPPERS and "source" in value:
+            if node is body and (images := _images(node)):
+                blocks += images
+                values = [value for key, value in node.items() if key not in _IMAGE_LISTS]
+            elif binary or in_block or any(name in node for name in _APART):
+                values = [
+                    value
+                    for key, value in node.items()
+                    if key not in _WRAPPERS
+                    and not (isinstance(value, str) and _is_base64(key, value, binary))
+                ]
+                for name in _WRAPPERS:
+                    value = node.get(name)
+                    if isinstance(value, dict) and "source" in value:
                         blocks += 1
                         rest.append((value, True))
-                    else:
-                        rest.append((value, in_block))
-                elif isinstance(value, list):
-                    rest.append((value, in_block))
-        elif isinstance(node, list):
-            for value in node:
-                if isinstance(value, str):
-                    size += len(value) if value.isascii() else _utf8(value)
-                elif isinstance(value, dict | list):
-                    rest.append((value, in_block))
-        elif isinstance(node, str):
-            size += len(node) if node.isascii() else _utf8(node)
+                    elif value is not None:
+                        rest.append(([value], in_block))
+            else:
+                values = node.values()
+        for value in values:
+            if isinstance(value, str):
+                size += len(value) if value.isascii() else _utf8(value)
+            elif isinstance(value, _CONTAINERS) and value:
+                rest.append((value, in_block))
     return size, blocks
+
+
+def _images(body: dict[str, Json]) -> int:
+    """How many bare images a body holds at its top."""
+    found = 0
+    for name in _IMAGE_LISTS:
+        images = body.get(name)
+        if isinstance(images, str | list):
+            found += len(images) if isinstance(images, list) else 1
+    return found
+
+
+def _is_base64(key: str, value: str, binary: bool) -> bool:
+    """Whether a string is base64, by its name and by the block it is in."""
+    if key in _OPAQUE:
+        return True
+    return binary and (key in _BINARY or value.startswith("data:"))
 
 
 def _utf8(text: str) -> int:

@@ -93,7 +93,7 @@ def parse_model_id(raw: object) -> ModelName:
 
 _MISSPELLED: Final = (
     "The model is not spelled as Bedrock's model ids and ARNs are, for example "
-    "anthropic.claude-3-haiku-20240307-v1:0."
+    "amazon.nova-lite-v1:0."
 )
 
 
@@ -180,7 +180,7 @@ def check_arn(
     Refuse an ARN that leads elsewhere. Ids that are no ARNs pass.
 
     Args:
-        region: Where the client calls Bedrock; None checks neither region nor partition.
+        region: Where the client calls Bedrock; None (or empty) checks neither region nor partition.
         partition: The region's partition, where its name does not tell.
         account: The only account whose resources may be called; None is any.
 
@@ -191,7 +191,7 @@ def check_arn(
         return
     if name.service != "bedrock" and (name.service, name.kind) != ("sagemaker", "endpoint"):
         raise not_allowed()
-    if region is not None:
+    if region:
         if name.region != region:
             raise not_allowed()
         partition = partition or partition_of(region)
