@@ -247,10 +247,10 @@ class Bedrock:
         if not body.keys() <= known:
             raise ValueError(f"expected only {', '.join(sorted(known))}")
         script = Script.from_json(body.get("script", {}))
-        times = as_count(body["times"]) if body.get("times", 1) is not None else None
+        times = body.get("times", 1)
         self.script(
             script,
-            times=times,
+            times=None if times is None else as_count(times) or 0,
             model=as_text(body.get("model", "*")),
             every=as_count(body.get("every", 1)) or 0,
         )

@@ -53,6 +53,7 @@ class RunningSimulator(Bedrock):
     ) -> None:
         super().__init__(default, models=models, keep=keep)
         self.url = ""
+        self._clients: list[BedrockRuntimeClient] = []
         self._failure: BaseException | None = None
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -63,13 +64,14 @@ class RunningSimulator(Bedrock):
         self._thread.start()
         self._ready.wait()
         if self._failure is not None:
+            self._thread.join()
             raise self._failure
 
     def client(self, config: "Config | None" = None) -> "BedrockRuntimeClient":
         """
         A boto3 client for this simulator. Its credentials are made up and its region is
         fixed: nothing of the machine's own configuration is used. One attempt a call, unless
-        *config* says otherwise.
+        *config* says otherwise. It is closed with the simulator.
         """
         from botocore.config import Config
 
@@ -85,10 +87,14 @@ class RunningSimulator(Bedrock):
             endpoint_url=self.url,
             config=fixed if config is None else fixed.merge(config),
         )
+        self._clients.append(client)
         return client
 
     def close(self) -> None:
-        """Drop every connection, stop listening, end the thread."""
+        """Close the clients, drop every connection, stop listening, end the thread."""
+        for client in self._clients:
+            client.close()
+        self._clients.clear()
         if self._loop is not None and self._stop is not None:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._stop.set)

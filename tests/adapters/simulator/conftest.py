@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from bedrock_proxy_adapters.simulator import start_in_thread
 
 CLAUDE = "us.anthropic.claude-sonnet-4-20250514-v1:0"
@@ -31,6 +32,7 @@ class Caller:
 
     def __init__(self, client):
         self.client = client
+        self.opened = []
 
     def invoke(self, model=CLAUDE, body=None):
         return self.client.invoke_model(modelId=model, body=json.dumps(body or claude_body()))
@@ -42,6 +44,7 @@ class Caller:
         reply = self.client.invoke_model_with_response_stream(
             modelId=model, body=json.dumps(body or claude_body())
         )
+        self.opened.append(reply["body"])
         return reply["body"]
 
     def streamed(self, model=CLAUDE, body=None):
@@ -52,6 +55,7 @@ class Caller:
 
     def converse_stream(self, model=CLAUDE, prompt="hello there", **more):
         reply = self.client.converse_stream(modelId=model, messages=messages(prompt), **more)
+        self.opened.append(reply["stream"])
         return reply["stream"]
 
 
@@ -70,4 +74,7 @@ def claude_body(prompt="hello there", **more):
 
 @pytest.fixture
 def call(simulator, client):
-    return Caller(client)
+    caller = Caller(client)
+    yield caller
+    for stream in caller.opened:
+        stream.close()

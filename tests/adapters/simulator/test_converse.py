@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from bedrock_proxy_adapters.simulator import Tool
 from botocore.exceptions import ClientError
+
+from bedrock_proxy_adapters.simulator import Tool
 
 TEXT = "one two three"
 WEATHER = Tool("weather", '{"city": "Paris"}', "call-1")

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from bedrock_proxy_adapters.simulator import Script, Tool
 from botocore.exceptions import ClientError
+
+from bedrock_proxy_adapters.simulator import Script, Tool
 
 TEXT = "one two three four five"
 CHAT = {"messages": [{"role": "user", "content": "why is it so"}], "max_tokens": 100}
