@@ -42,10 +42,11 @@ def enter(
     and the open lease of that request, where there is one. Doing it again changes nothing.
     """
     settled_at = record.admitted_at + record.duration_ms
+    row: UsageRecord | None
     if old is None:
-        row: UsageRecord | None = (
-            record if lease is None else evolve(record, admitted_at=lease.request.at)
-        )
+        row = record
+        if lease is not None and lease.request.at != record.admitted_at:
+            row = evolve(record, admitted_at=lease.request.at)
     else:
         row = _correction(old, record, settled_at)
     if lease is not None:

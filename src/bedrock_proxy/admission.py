@@ -330,24 +330,27 @@ def settle(
     elif limits.tokens_per_minute:
         state = rolled(state, now)
         bucket, _ = take(drained(bucket, limits.tokens_per_minute, now), tokens - lease.tokens, now)
-    more_tokens = tokens - lease.tokens
-    more_cost = cost_nanousd - lease.cost_nanousd
-    return _recount(evolve(state, tokens=bucket), lease.request.at, 0, more_tokens, more_cost)
+    return _recount(
+        state,
+        lease.request.at,
+        0,
+        tokens - lease.tokens,
+        cost_nanousd - lease.cost_nanousd,
+        tokens_bucket=bucket,
+    )
 
 
 def release(state: GateState, lease: Lease, at: int) -> GateState:
     """*state* as if *lease* had never been granted, within the bound of :func:`settle`."""
     now = max(state.clock, at)
     return _recount(
-        evolve(
-            state,
-            requests=refund(state.requests, lease.of_requests, lease.of_requests.units, now),
-            tokens=refund(state.tokens, lease.of_tokens, lease.of_tokens.units, now),
-        ),
+        state,
         lease.request.at,
         -1,
         -lease.tokens,
         -lease.cost_nanousd,
+        requests_bucket=refund(state.requests, lease.of_requests, lease.of_requests.units, now),
+        tokens_bucket=refund(state.tokens, lease.of_tokens, lease.of_tokens.units, now),
     )
 
 
@@ -371,14 +374,24 @@ def correct(state: GateState, old: UsageRecord | None, new: UsageRecord) -> Gate
 def rolled(state: GateState, at: int) -> GateState:
     """*state* at *at* (epoch milliseconds): fresh counters in a new UTC day or month."""
     clock = max(state.clock, at)
+    if clock == state.clock:
+        return state
     day = clock // DAY_MS
-    if day == state.day:
-        return state if clock == state.clock else evolve(state, clock=clock)
-    month = month_of(clock)
-    next_day = evolve(state, clock=clock, day=day, day_requests=0, day_tokens=0, day_cost=0)
-    if month == state.month:
-        return next_day
-    return evolve(next_day, month=month, month_requests=0, month_tokens=0, month_cost=0)
+    month = state.month if day == state.day else _month_of_day(day)
+    today, this_month = day == state.day, month == state.month
+    return GateState(
+        clock,
+        state.requests,
+        state.tokens,
+        day,
+        state.day_requests * today,
+        state.day_tokens * today,
+        state.day_cost * today,
+        month,
+        state.month_requests * this_month,
+        state.month_tokens * this_month,
+        state.month_cost * this_month,
+    )
 
 
 def limit_states(state: GateState, limits: Limits, live: int, at: int) -> tuple[LimitState, ...]:
@@ -475,19 +488,29 @@ def _seconds_to_roll(name: Limit, now: GateState, at: int) -> int:
     return -(-(end - at) // 1000)
 
 
-def _recount(state: GateState, at: int, requests: int, tokens: int, cost: int) -> GateState:
-    if day_of(at) == state.day:
-        state = evolve(
-            state,
-            day_requests=state.day_requests + requests,
-            day_tokens=state.day_tokens + tokens,
-            day_cost=state.day_cost + cost,
-        )
-    if month_of(at) == state.month:
-        state = evolve(
-            state,
-            month_requests=state.month_requests + requests,
-            month_tokens=state.month_tokens + tokens,
-            month_cost=state.month_cost + cost,
-        )
-    return state
+def _recount(
+    state: GateState,
+    at: int,
+    requests: int,
+    tokens: int,
+    cost: int,
+    *,
+    requests_bucket: Bucket | None = None,
+    tokens_bucket: Bucket | None = None,
+) -> GateState:
+    """*state* with so much more counted in the periods of *at*, if they are not over."""
+    today = day_of(at) == state.day
+    month = today or month_of(at) == state.month
+    return GateState(
+        state.clock,
+        state.requests if requests_bucket is None else requests_bucket,
+        state.tokens if tokens_bucket is None else tokens_bucket,
+        state.day,
+        state.day_requests + requests * today,
+        state.day_tokens + tokens * today,
+        state.day_cost + cost * today,
+        state.month,
+        state.month_requests + requests * month,
+        state.month_tokens + tokens * month,
+        state.month_cost + cost * month,
+    )

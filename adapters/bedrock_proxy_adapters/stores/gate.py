@@ -7,7 +7,7 @@ from typing import Final
 
 from bedrock_proxy import admission
 from bedrock_proxy.admission import FRESH, AdmissionRequest, GateState, Grant, Lease, Refusal
-from bedrock_proxy.customers import UNLIMITED, CustomerStatus, Key, Limits
+from bedrock_proxy.customers import UNLIMITED, CustomerStatus, Key
 from bedrock_proxy.errors import Unavailable
 from bedrock_proxy.store import Standing
 from bedrock_proxy_adapters.stores.directory import get_customer
@@ -127,14 +127,6 @@ def save(connection: sqlite3.Connection, customer_id: str, state: GateState) -> 
         " ON CONFLICT (customer_id) DO UPDATE SET clock = excluded.clock, state = excluded.state",
         (customer_id, state.clock, dump_state(state)),
     )
-
-
-def limits_of(connection: sqlite3.Connection, customer_id: str) -> Limits:
-    """The customer's limits; none where there is no such customer."""
-    found = connection.execute(
-        "SELECT limits FROM customers WHERE id = ?", (customer_id,)
-    ).fetchone()
-    return UNLIMITED if found is None else load_limits(found[0])
 
 
 def find_lease(connection: sqlite3.Connection, request_id: str) -> Lease | None:

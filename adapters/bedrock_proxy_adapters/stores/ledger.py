@@ -7,10 +7,18 @@ from typing import Any, Final
 
 from bedrock_proxy import accounts, admission
 from bedrock_proxy.accounts import Total
+from bedrock_proxy.admission import FRESH
+from bedrock_proxy.customers import UNLIMITED
 from bedrock_proxy.store import By, Page, UsageSum
 from bedrock_proxy.usage import LEDGER_FIELDS, UsageRecord
 from bedrock_proxy_adapters.stores import gate
-from bedrock_proxy_adapters.stores.rows import columns_of, load_lease, record_from_columns
+from bedrock_proxy_adapters.stores.rows import (
+    columns_of,
+    load_lease,
+    load_limits,
+    load_state,
+    record_from_columns,
+)
 from bedrock_proxy_adapters.stores.schema import LEDGER_COLUMNS
 from bedrock_proxy_adapters.stores.sums import page_key, time_key
 
@@ -19,6 +27,16 @@ _PUT: Final = (
     f" VALUES ({', '.join('?' for _ in LEDGER_FIELDS)})"
 )
 _GET: Final = f"SELECT {LEDGER_COLUMNS} FROM ledger WHERE request_id = ?"  # noqa: S608 -- constants
+
+# All that a settlement needs, in one statement.
+_FOR_SETTLEMENT: Final = """
+SELECT l.body, l.deadline, g.state, c.limits,
+    EXISTS (SELECT 1 FROM ledger WHERE request_id = ?2)
+FROM (SELECT 1)
+LEFT JOIN leases l ON l.request_id = ?2
+LEFT JOIN gates g ON g.customer_id = ?1
+LEFT JOIN customers c ON c.id = ?1
+"""
 
 _SUM: Final = (
     "count(*), sum(outcome = 'error'), sum(state = 'estimated'), sum(input_tokens),"
@@ -37,23 +55,27 @@ _MS: Final = {By.DAY: admission.DAY_MS, By.HOUR: 3_600_000}
 
 def finish(connection: sqlite3.Connection, record: UsageRecord) -> None:
     """See :meth:`~bedrock_proxy.ports.Ledger.finish`."""
-    customer_id = record.customer_id
-    found = connection.execute(_GET, (record.request_id,)).fetchone()
-    lease = gate.find_lease(connection, record.request_id)
-    state = gate.load(connection, customer_id)
+    request_id, customer_id = record.request_id, record.customer_id
+    body, deadline, state_text, limits_text, settled = connection.execute(
+        _FOR_SETTLEMENT, (customer_id, request_id)
+    ).fetchone()
+    old = None
+    if settled:
+        old = record_from_columns(connection.execute(_GET, (request_id,)).fetchone())
+    state = FRESH if state_text is None else load_state(state_text)
     entry = accounts.enter(
         record,
-        old=None if found is None else record_from_columns(found),
-        lease=lease,
+        old=old,
+        lease=None if body is None else load_lease(body, deadline),
         state=state,
-        limits=gate.limits_of(connection, customer_id),
+        limits=UNLIMITED if limits_text is None else load_limits(limits_text),
     )
     if entry.row is not None:
         connection.execute(_PUT, columns_of(entry.row))
     if entry.state is not state:
         gate.save(connection, customer_id, entry.state)
-    if lease is not None:
-        gate.drop_lease(connection, record.request_id)
+    if body is not None:
+        gate.drop_lease(connection, request_id)
 
 
 def is_overdue(connection: sqlite3.Connection, now: int) -> bool:

@@ -3,26 +3,53 @@ Values as text and back: what the stores and the spool write down.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Final
+from operator import attrgetter
+from typing import Any, Final, Generic, TypeVar
 
-from attrs import asdict, fields
+from attrs import asdict, evolve, fields
 
 from bedrock_proxy.admission import AdmissionRequest, GateState, Lease
 from bedrock_proxy.buckets import Bucket, Taken
 from bedrock_proxy.customers import Limits
 from bedrock_proxy.usage import LEDGER_FIELDS, Basis, Outcome, State, UsageRecord
 
+T = TypeVar("T")
+
 _REQUEST_FIELDS: Final = tuple(field.name for field in fields(AdmissionRequest))
 _LIMIT_FIELDS: Final = frozenset(field.name for field in fields(Limits))
 _LEDGER_SET: Final = frozenset(LEDGER_FIELDS)
-_STREAM: Final = LEDGER_FIELDS.index("stream")
+_get_columns: Final = attrgetter(*LEDGER_FIELDS)
+_get_request: Final = attrgetter(*_REQUEST_FIELDS)
+_ENUMS: Final = tuple(LEDGER_FIELDS.index(name) for name in ("basis", "state", "outcome"))
+
+MAX_REMEMBERED: Final = 4_096
 
 
-def dump(value: object) -> str:
-    """*value* as JSON without spaces."""
-    return json.dumps(value, separators=(",", ":"))
+class _Remembered(Generic[T]):
+    """
+    Values by the text they were written as. What this process wrote it mostly reads back
+    itself; the text is compared in full, so what others wrote is never mistaken for it.
+    """
+
+    def __init__(self, load: Callable[[str], T]) -> None:
+        self._load = load
+        self._values: dict[str, T] = {}
+
+    def load(self, text: str) -> T:
+        value = self._values.get(text)
+        return self._load(text) if value is None else value
+
+    def put(self, text: str, value: T) -> str:
+        if len(self._values) >= MAX_REMEMBERED:
+            self._values.clear()
+        self._values[text] = value
+        return text
+
+
+dump: Final = json.JSONEncoder(separators=(",", ":")).encode
+"""Any plain value as JSON without spaces."""
 
 
 def record_of(values: Mapping[str, Any]) -> UsageRecord:
@@ -42,39 +69,50 @@ def record_from_columns(columns: Iterable[Any]) -> UsageRecord:
 
 def columns_of(record: UsageRecord) -> tuple[Any, ...]:
     """A ledger row's columns in the order of the fields."""
-    return tuple(
-        str(value) if isinstance(value, str) else value
-        for value in (getattr(record, name) for name in LEDGER_FIELDS)
-    )
+    columns: list[Any] = list(_get_columns(record))
+    for index in _ENUMS:
+        columns[index] = columns[index].value
+    return tuple(columns)
 
 
 def dump_lease(lease: Lease) -> str:
     """*lease* as text."""
     request = lease.request
-    return dump(
+    text = dump(
         {
-            "request": {name: getattr(request, name) for name in _REQUEST_FIELDS},
+            "request": dict(zip(_REQUEST_FIELDS, _get_request(request), strict=True)),
             "deadline": lease.deadline,
             "of_requests": lease.of_requests,
             "of_tokens": lease.of_tokens,
         }
     )
+    return _leases.put(text, lease)
 
 
 def load_lease(text: str, deadline: int | None = None) -> Lease:
     """The lease that :func:`dump_lease` wrote, with another deadline where one is given."""
+    lease = _leases.load(text)
+    if deadline is None or deadline == lease.deadline:
+        return lease
+    return evolve(lease, deadline=deadline)
+
+
+def _parse_lease(text: str) -> Lease:
     values = json.loads(text)
     return Lease(
         request=AdmissionRequest(**values["request"]),
-        deadline=values["deadline"] if deadline is None else deadline,
+        deadline=values["deadline"],
         of_requests=Taken(*values["of_requests"]),
         of_tokens=Taken(*values["of_tokens"]),
     )
 
 
+_leases: Final = _Remembered(_parse_lease)
+
+
 def dump_state(state: GateState) -> str:
     """*state* as text."""
-    return dump(
+    text = dump(
         (
             state.clock,
             state.requests,
@@ -89,10 +127,15 @@ def dump_state(state: GateState) -> str:
             state.month_cost,
         )
     )
+    return _states.put(text, state)
 
 
 def load_state(text: str) -> GateState:
     """The state that :func:`dump_state` wrote."""
+    return _states.load(text)
+
+
+def _parse_state(text: str) -> GateState:
     clock, requests, tokens, *counters = json.loads(text)
     return GateState(clock, _bucket(requests), _bucket(tokens), *counters)
 
@@ -100,6 +143,9 @@ def load_state(text: str) -> GateState:
 def _bucket(values: list[Any]) -> Bucket:
     rate, since, units, seq, lows = values
     return Bucket(rate, since, units, seq, tuple((low[0], low[1]) for low in lows))
+
+
+_states: Final = _Remembered(_parse_state)
 
 
 def dump_limits(limits: Limits) -> str:
