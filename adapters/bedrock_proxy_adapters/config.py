@@ -33,7 +33,8 @@ _PREFIX: Final = "BEDROCK_PROXY_"
 
 def _setting(default: T, meaning: str) -> T:
     """One setting: its default, and the sentence that documents it."""
-    return cast("T", field(default=default, metadata={"meaning": meaning}))
+    setting: T = field(default=default, metadata={"meaning": meaning})
+    return setting
 
 
 @frozen(kw_only=True)
@@ -60,9 +61,7 @@ class Settings:
         None, "Calls of Bedrock at once; beyond it 503 `overloaded`. Default 200."
     )
     max_body_bytes: int = _setting(20 * 1024 * 1024, "The largest request body, in bytes.")
-    first_byte_timeout: float = _setting(
-        120.0, "Seconds Bedrock may take to begin its answer."
-    )
+    first_byte_timeout: float = _setting(120.0, "Seconds Bedrock may take to begin its answer.")
     idle_timeout: float = _setting(120.0, "Seconds Bedrock may be silent between two reads.")
     max_duration: float = _setting(900.0, "Seconds one call may take in all.")
     lease_seconds: float = _setting(

@@ -53,9 +53,9 @@ class Meter:
         """Count what *parts* hold and take in what they report."""
         for part in parts:
             if isinstance(part, Text | Thinking):
-                self.output_bytes += len(part.text.encode())
+                self.output_bytes += len(part.text.encode("utf-8", "surrogatepass"))
             elif isinstance(part, ToolUse):
-                self.output_bytes += len(part.input_json.encode())
+                self.output_bytes += len(part.input_json.encode("utf-8", "surrogatepass"))
             elif isinstance(part, UsageReport):
                 self.reported(part.usage)
 
@@ -205,13 +205,9 @@ class StreamedAnswer:
         headers = frame.headers
         name = headers.get(":exception-type", headers.get(":error-code", ""))
         message = headers.get(":error-message", "")
-        try:
-            body: object = json.loads(frame.payload) if frame.payload else None
-        except (ValueError, RecursionError):
-            body = None
-        if isinstance(body, dict):
-            said: object = body.get("message", body.get("Message"))  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-            message = said if isinstance(said, str) else message
+        said = faults.member(frame.payload, "message", "Message")
+        if said is not None:
+            message = said
         return faults.from_exception(str(name), str(message), self._sent)
 
 

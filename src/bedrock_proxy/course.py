@@ -60,6 +60,9 @@ class Course:
         upstream: Bedrock's head, of the last call.
         translation: The answer, of the last call.
         outcome, error: How it ended; the first reason counts.
+        renewed_at: When the lease was last made or renewed, in seconds (monotonic).
+        quiet_since: Since when nothing was said; None right after something was.
+        all_said: Whether everything of a whole answer is out.
     """
 
     request: Request
@@ -75,9 +78,9 @@ class Course:
     translation: Translation | None = None
     outcome: Outcome = Outcome.OK
     error: ProxyError | None = None
-    _renewed: float | None = None
-    _quiet_since: float | None = None  # None: something was just said
-    _all_said: bool = False  # everything of a whole answer is out
+    renewed_at: float | None = None
+    quiet_since: float | None = None
+    all_said: bool = False
 
     def failed(self, error: ProxyError | None, outcome: Outcome = Outcome.ERROR) -> None:
         """Remember why it did not end well; the first reason counts."""
@@ -237,8 +240,8 @@ def _heard(
     while True:
         at = now.monotonic
         yield from _renew(course, now)
-        if course._quiet_since is None:
-            course._quiet_since = at
+        if course.quiet_since is None:
+            course.quiet_since = at
         if at - begun.monotonic >= patience:
             late = faults.stalled if translation.heard else faults.first_byte_late
             course.failed(error := late(patience), Outcome.TIMEOUT)
@@ -246,17 +249,17 @@ def _heard(
         if at - course.arrived.monotonic >= rules.max_duration:
             course.failed(error := _too_long(rules.max_duration), Outcome.TIMEOUT)
             raise error
-        if at - course._quiet_since >= rules.ping_every:
+        if at - course.quiet_since >= rules.ping_every:
             # Also where the model is busy with what this client does not see.
-            course._quiet_since = at
+            course.quiet_since = at
             ping = b"" if course.call.hold else translation.ping()
             if ping:
                 yield from _say(course, translation, ping)
-                course._quiet_since = at
+                course.quiet_since = at
             else:
                 yield b""
         within = min(
-            rules.ping_every - (at - course._quiet_since),
+            rules.ping_every - (at - course.quiet_since),
             patience - (at - begun.monotonic),
             rules.max_duration - (at - course.arrived.monotonic),
             rules.lease_ms / 2000,
@@ -282,8 +285,8 @@ def _say(course: Course, translation: Translation, out: bytes) -> Flow[None]:
     if out:
         whole = translation.ended
         yield out
-        course._quiet_since = None
-        course._all_said = whole
+        course.quiet_since = None
+        course.all_said = whole
 
 
 def _say_whole(course: Course, translation: Translation, out: bytes) -> Flow[None]:
@@ -291,7 +294,7 @@ def _say_whole(course: Course, translation: Translation, out: bytes) -> Flow[Non
     yield from _say_head(course, (*translation.headers(), length))
     if course.request.method != "HEAD":
         yield out
-    course._all_said = True
+    course.all_said = True
 
 
 def _say_head(course: Course, headers: Headers) -> Flow[None]:
@@ -313,11 +316,11 @@ def _error_body(course: Course, reply: UpstreamReply, translation: Translation) 
 
 def _renew(course: Course, now: Instant) -> Flow[None]:
     """Keep the lease, once half its time is over."""
-    if course._renewed is None:
-        course._renewed = course.arrived.monotonic
-    if (now.monotonic - course._renewed) * 2000 < course.rules.lease_ms:
+    if course.renewed_at is None:
+        course.renewed_at = course.arrived.monotonic
+    if (now.monotonic - course.renewed_at) * 2000 < course.rules.lease_ms:
         return
-    course._renewed = now.monotonic
+    course.renewed_at = now.monotonic
     try:
         course.lease = yield from ask(Renew(course.lease, now.epoch_ms))
     except StoreUnavailable:
@@ -333,7 +336,7 @@ def _left(course: Course, reply: UpstreamReply | None, gone: Gone) -> Flow[None]
     if translation is None or reply is None:
         course.failed(None, Outcome.CLIENT_GONE)
         return
-    if course._all_said or (translation.ended and course.head_said and not gone.unsaid):
+    if course.all_said or (translation.ended and course.head_said and not gone.unsaid):
         return  # it had everything: the reply was complete
     missed = gone.unsaid or not course.head_said
     if not gone.cuts and (yield from ask(TakeDrain())):

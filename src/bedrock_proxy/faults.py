@@ -3,7 +3,7 @@ What Bedrock's errors mean to a client: one table, for errors before the stream 
 status and ``x-amzn-errortype``) and in it (an exception frame) alike.
 
 Bedrock's own wording reaches the client only where the client is at fault (it matches on
-it); an ARN the client did not send becomes ``<arn>``. Where the operator is at fault
+it); an ARN the client did not send becomes ``<arn>``, an account id ``<account>``. Where the operator is at fault
 (credentials, access), nothing of it does.
 
 Sources: AWS, Amazon Bedrock API reference, "InvokeModel" and
@@ -20,7 +20,9 @@ from attrs import frozen
 from bedrock_proxy.errors import ClientFault, Code, ProxyError, UpstreamFault
 from bedrock_proxy.ports import Trouble, UpstreamHead
 
-_ARN: Final = re.compile(r"arn:aws[a-z0-9-]*:[^\s\"'<>,;()]+")
+# A full stop or colon that ends the sentence is not the ARN's.
+_ARN: Final = re.compile(r"arn:aws[a-z0-9-]*:[^\s\"'<>,;()]*[^\s\"'<>,;().:]")
+_ACCOUNT: Final = re.compile(r"(?<![0-9A-Za-z])[0-9]{12}(?![0-9A-Za-z])")
 
 
 @frozen
@@ -103,11 +105,11 @@ def from_exception(name: str, message: str, sent: str) -> ProxyError:
 
 def from_reply(head: UpstreamHead, body: bytes, sent: str) -> ProxyError:
     """An HTTP error, with Bedrock's head and body; *sent* as above."""
-    name = type_name(head.first("x-amzn-errortype") or _member(body, "__type", "code") or "")
+    name = type_name(head.first("x-amzn-errortype") or member(body, "__type", "code") or "")
     meaning = _MEANINGS.get(name)
     if meaning is None:
         meaning = _by_status(head.status)
-    return _error(name, meaning, _member(body, "message", "Message") or "", sent)
+    return _error(name, meaning, member(body, "message", "Message") or "", sent)
 
 
 def from_trouble(trouble: Trouble) -> ProxyError:
@@ -162,7 +164,7 @@ def type_name(raw: str) -> str:
     Bedrock's name for an error, however it was spelt: header values may carry a
     namespace before ``#`` and a URL after ``:``, exception frames begin in lower case.
     """
-    name = raw.rpartition("#")[2].partition(":")[0].strip()
+    name = raw.partition(":")[0].rpartition("#")[2].strip()
     return name[:1].upper() + name[1:]
 
 
@@ -187,6 +189,7 @@ def _error(name: str, meaning: _Meaning, message: str, sent: str) -> ProxyError:
         text = meaning.message
     else:
         text = _ARN.sub(lambda m: m[0] if m[0] in sent else "<arn>", message)
+        text = _ACCOUNT.sub(lambda m: m[0] if m[0] in sent else "<account>", text)
         text = text or "Bedrock refused the request without saying why."
     kind = (
         ClientFault
@@ -203,7 +206,8 @@ def _error(name: str, meaning: _Meaning, message: str, sent: str) -> ProxyError:
     )
 
 
-def _member(body: bytes, *names: str) -> str | None:
+def member(body: bytes, *names: str) -> str | None:
+    """The first of *names* that is a string in the JSON object *body*; None for any other."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):

@@ -21,6 +21,9 @@ _COMMANDS: Final = {
     "simulate": ("simulate", "simulate"),
     "customers": ("customers", "customers"),
     "ledger": ("ledger", "ledger"),
+    "usage": ("ledger", "usage"),
+    "reap": ("ledger", "reap"),
+    "rebuild": ("ledger", "rebuild"),
 }
 """Name: module and function. Each is imported when it is asked for, so that it starts fast."""
 

@@ -48,7 +48,7 @@ def run(proxy: Proxy, host: str, port: int) -> None:
         raise ConfigurationError(f"Could not listen on {host}:{port}; is something else there?")
 
 
-def server_for(app: Any, host: str, port: int) -> "uvicorn.Server":
+def server_for(app: Any, host: str, port: int, *, announce: bool = True) -> "uvicorn.Server":
     """
     A uvicorn server for *app* that ends its streams before its connections.
 
@@ -107,7 +107,7 @@ def server_for(app: Any, host: str, port: int) -> "uvicorn.Server":
 
     async def announced(sockets: Any = None) -> None:
         await startup(sockets=sockets)
-        if server.started:
+        if server.started and announce:
             for listener in server.servers:
                 for socket in listener.sockets:
                     name = socket.getsockname()

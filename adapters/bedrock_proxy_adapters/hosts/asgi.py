@@ -106,7 +106,8 @@ class Application:
         request = to_request(scope, self._proxy.base_path, new_request_id())
         body = _Body(receive)
         passage = self._proxy.passage(request, body, self._faces)
-        exchange = _Exchange(self, passage, body, send, self._proxy.write_timeout)
+        http1 = scope.get("http_version", "1.1").startswith("1")
+        exchange = _Exchange(self, passage, body, send, self._proxy.write_timeout, http1)
         flow = asyncio.create_task(exchange.run())
         self._held.add(flow)
         flow.add_done_callback(self._held.discard)
@@ -143,13 +144,20 @@ class _Exchange:
     """One request: what the flow says, sent; a reader that stopped reading, noticed."""
 
     def __init__(
-        self, app: Application, passage: Passage, body: "_Body", send: Send, write_timeout: float
+        self,
+        app: Application,
+        passage: Passage,
+        body: "_Body",
+        send: Send,
+        write_timeout: float,
+        http1: bool,
     ) -> None:
         self._app = app
         self._passage = passage
         self._body = body
         self._send = send
         self._write_timeout = write_timeout
+        self._http1 = http1
         self._writing_since: float | None = None
         self._stuck = False
         self._left: int | None = None  # bytes of a reply of known length still to come
@@ -160,7 +168,7 @@ class _Exchange:
         passage = self._passage
         loop = asyncio.get_running_loop()
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._timer = loop.call_later(self._write_timeout, self._check, loop, task)
+        self._arm(loop, task, self._write_timeout)
         try:
             await adrive(passage.flow, self._perform, self._emit, passage.interrupts)
             # A reply that was not finished is left so: the server then breaks the
@@ -172,8 +180,7 @@ class _Exchange:
                 raise
         finally:
             passage.ended()
-            if self._timer is not None:
-                self._timer.cancel()
+            self._disarm()
 
     async def _perform(self, effect: Effect[Any]) -> Any:
         return await self._app.perform(effect, self._passage)
@@ -205,7 +212,10 @@ class _Exchange:
                     "type": "http.response.start",
                     "status": said.status,
                     "headers": [
-                        (n.encode("latin-1"), v.encode("latin-1")) for n, v in said.headers
+                        (n.encode("latin-1"), v.encode("latin-1"))
+                        for n, v in said.headers
+                        # RFC 9113, section 8.2.2: HTTP/2 has no such field.
+                        if self._http1 or n != "connection"
                     ],
                 }
             )
@@ -217,15 +227,24 @@ class _Exchange:
             {"type": "http.response.body", "body": said, "more_body": not self._complete}
         )
 
-    def _check(self, loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]") -> None:
+    def _arm(
+        self, loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]", within: float
+    ) -> None:
         """One timer for the whole exchange, not one for each write."""
+        self._timer = loop.call_later(within, self._check, loop, task)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _check(self, loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]") -> None:
         since = self._writing_since
         waited = 0.0 if since is None else loop.time() - since
         if waited >= self._write_timeout:
             self._stuck = True
             task.cancel()
-            return
-        self._timer = loop.call_later(self._write_timeout - waited, self._check, loop, task)
+        else:
+            self._arm(loop, task, self._write_timeout - waited)
 
 
 class _Body:
@@ -309,14 +328,18 @@ def to_request(scope: Scope, base_path: str, request_id: str) -> Request:
         path, decoded = raw.decode("latin-1").partition("?")[0], False
     else:
         path, decoded = scope["path"], True
+    headers = tuple(
+        (name.decode("latin-1").lower(), value.decode("latin-1"))
+        for name, value in scope["headers"]
+    )
+    if scope.get("http_version") == "1.0" and not any(name == "host" for name, _ in headers):
+        # HTTP/1.0 knows no Host; some health checks still speak it.
+        headers = (*headers, ("host", ""))
     return Request(
         request_id=request_id,
         method=scope["method"].upper(),
         path=below(path, scope.get("root_path", ""), base_path),
-        headers=tuple(
-            (name.decode("latin-1").lower(), value.decode("latin-1"))
-            for name, value in scope["headers"]
-        ),
+        headers=headers,
         query=scope.get("query_string", b"").decode("latin-1"),
         path_is_decoded=decoded,
     )

@@ -147,9 +147,11 @@ def to_request(environ: Environ, base_path: str, request_id: str) -> Request:
         for key, value in environ.items()
         if key.startswith("HTTP_")
     ]
-    for key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
-        if environ.get(key):
-            headers.append((key.replace("_", "-").lower(), str(environ[key])))
+    headers += [
+        (key.replace("_", "-").lower(), str(environ[key]))
+        for key in ("CONTENT_TYPE", "CONTENT_LENGTH")
+        if environ.get(key)
+    ]
     if (
         not any(name == "host" for name, _ in headers)
         and environ.get("SERVER_PROTOCOL") == "HTTP/1.0"

@@ -1,0 +1,372 @@
+"""``bedrock-proxy customers``: who may call, with which tokens, within which limits."""
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+from attrs import asdict, evolve, fields
+
+from bedrock_proxy import tokens
+from bedrock_proxy.customers import (
+    DEFAULT_GRACE_MS,
+    DEFAULT_REQUESTS_PER_DAY,
+    Customer,
+    CustomerStatus,
+    Key,
+    Limits,
+)
+from bedrock_proxy.errors import ClientFault
+from bedrock_proxy.models.names import parse_model_id
+from bedrock_proxy.store import Store, every_customer
+from bedrock_proxy_adapters.cli.output import as_json, table, when
+from bedrock_proxy_adapters.config import Settings, open_store
+
+_LIMITS: Final = (
+    "requests_per_minute",
+    "burst",
+    "tokens_per_minute",
+    "concurrency",
+    "requests_per_day",
+    "tokens_per_day",
+    "tokens_per_month",
+)
+"""The limits that can be set here; money follows when there are prices."""
+
+
+def _cap_given(_: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
+    """A whole number, ``unlimited``, or None where the option was not given."""
+    if value is None or value == "unlimited":
+        return value
+    if value.isascii() and value.isdecimal() and len(value) <= 15:
+        return int(value)
+    raise click.BadParameter(f"{value!r} is neither a whole number nor 'unlimited'.", param=param)
+
+
+def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for name in reversed(_LIMITS):
+        option = click.option(
+            "--" + name.replace("_", "-"),
+            name,
+            metavar="NUMBER|unlimited",
+            callback=_cap_given,
+        )
+        command = option(command)
+    return click.option(
+        "--models",
+        multiple=True,
+        metavar="ID[,ID…]",
+        help="The only models the customer may call; 'all' lifts the list.",
+    )(command)
+
+
+def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json_", is_flag=True, help="For programs.")(command)
+
+
+@click.group()
+def customers() -> None:
+    """Create, list and change customers and their tokens."""
+
+
+@customers.command()
+@click.option("--name", required=True, help="Who it is.")
+@click.option("--email", required=True, help="Where they are reached.")
+@click.option("--token", default=None, help="A token of your own, instead of a new one.")
+@_limit_options
+@_json_option
+def create(
+    name: str, email: str, token: str | None, models: tuple[str, ...], as_json_: bool, **caps: Any
+) -> None:
+    """Create a customer; its token is shown this once."""
+    if not name.strip() or not name.isprintable():
+        raise click.BadParameter("must be a name.", param_hint="--name")
+    if not _is_email(email):
+        raise click.BadParameter(f"{email!r} is not an e-mail address.", param_hint="--email")
+    if token is not None and not tokens.check_shape(token):
+        raise click.BadParameter(
+            "must be 16 to 512 characters of A-Z a-z 0-9 . _ ~ + / = - (and a token that "
+            "begins with bpk_ must be one of ours).",
+            param_hint="--token",
+        )
+    settings = Settings.from_env()
+    shown = tokens.mint(os.urandom(tokens.RANDOM_BYTES)) if token is None else token
+    now = _now()
+    customer = Customer(
+        id="cust_" + secrets.token_hex(8),
+        name=name.strip(),
+        email=email,
+        limits=_changed(Limits(requests_per_day=DEFAULT_REQUESTS_PER_DAY), caps),
+        models=_model_list(models),
+        created_at=now,
+    )
+    key = _new_key(shown, settings, now)
+    open_store(settings.store).create_customer(customer, key)
+    if as_json_:
+        as_json({"customer_id": customer.id, "key_id": key.key_id, "token": shown})
+        return
+    click.echo(f"customer_id: {customer.id}")
+    click.echo(f"token:       {shown}")
+    click.echo("Keep the token: it is not stored and cannot be shown again.", err=True)
+
+
+@customers.command("list")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000))
+@click.option("--after", default=None, help="Go on after this customer id.")
+@click.option("--all", "everyone", is_flag=True, help="Every page.")
+@_json_option
+def list_(limit: int, after: str | None, everyone: bool, as_json_: bool) -> None:
+    """List customers."""
+    store = _store()
+    if everyone:
+        items, more = tuple(every_customer(store)), None
+    else:
+        page = store.list_customers(limit=limit, after=after)
+        items, more = page.items, page.next
+    if as_json_:
+        for customer in items:
+            as_json(_plain(customer))
+    else:
+        table(
+            ("CUSTOMER", "NAME", "EMAIL", "STATUS", "REQUESTS/DAY", "CREATED"),
+            (
+                (
+                    c.id,
+                    c.name,
+                    c.email,
+                    c.status,
+                    _cap(c.limits.requests_per_day),
+                    when(c.created_at),
+                )
+                for c in items
+            ),
+        )
+    if more is not None:
+        click.echo(f"There are more: --after {more}", err=True)
+
+
+@customers.command()
+@click.argument("customer_id", metavar="CUSTOMER")
+@_json_option
+def show(customer_id: str, as_json_: bool) -> None:
+    """Show a customer: limits, models, keys, and what is used just now."""
+    store = _store()
+    customer = store.get_customer(customer_id)
+    keys = store.list_keys(customer_id)
+    standing = store.standing(customer_id, _now())
+    if as_json_:
+        as_json(
+            {
+                **_plain(customer),
+                "keys": [
+                    {
+                        "key_id": key.key_id,
+                        "created_at": key.created_at,
+                        "expires_at": key.expires_at,
+                        "deprecated_at": key.deprecated_at,
+                    }
+                    for key in keys
+                ],
+                "in_flight": standing.in_flight,
+                "today": asdict(standing.today),
+                "month": asdict(standing.month),
+            }
+        )
+        return
+    click.echo(f"{customer.id}  {customer.name} <{customer.email}>  {customer.status}")
+    models = "every model" if customer.models is None else ", ".join(sorted(customer.models))
+    click.echo(f"models: {models or 'none'}\n")
+    remaining = {state.name.value: state.remaining for state in standing.limits}
+    table(
+        ("LIMIT", "CAP", "REMAINING"),
+        (
+            (name.replace("_", " "), _cap(getattr(customer.limits, name)), remaining.get(name))
+            for name in _LIMITS
+            if name != "burst" or customer.limits.burst is not None
+        ),
+    )
+    click.echo()
+    table(
+        ("KEY", "CREATED", "EXPIRES", "ROTATED"),
+        ((k.key_id, when(k.created_at), when(k.expires_at), when(k.deprecated_at)) for k in keys),
+    )
+
+
+@customers.command("update-limits")
+@click.argument("customer_id", metavar="CUSTOMER")
+@_limit_options
+@_json_option
+def update_limits(customer_id: str, models: tuple[str, ...], as_json_: bool, **caps: Any) -> None:
+    """Change limits; those not named stay. They hold from the next request on."""
+    if not models and all(cap is None for cap in caps.values()):
+        raise click.UsageError("Name at least one limit to change.")
+    allowed = _model_list(models)
+
+    def change(customer: Customer) -> Customer:
+        changed = evolve(customer, limits=_changed(customer.limits, caps))
+        return evolve(changed, models=allowed) if models else changed
+
+    _said(_store().update_customer(customer_id, change), as_json_)
+
+
+@customers.command("rotate-token")
+@click.argument("customer_id", metavar="CUSTOMER")
+@click.option("--key", "key_id", default=None, help="Which key; the newest otherwise.")
+@click.option("--token", default=None, help="A token of your own, instead of a new one.")
+@click.option(
+    "--grace",
+    default=DEFAULT_GRACE_MS // 1000,
+    show_default=True,
+    type=click.IntRange(0, 366 * 86_400),
+    help="Seconds the old token stays valid.",
+)
+@_json_option
+def rotate_token(
+    customer_id: str, key_id: str | None, token: str | None, grace: int, as_json_: bool
+) -> None:
+    """Give a customer a new token; the old one runs out after its grace period."""
+    if token is not None and not tokens.check_shape(token):
+        raise click.BadParameter("is not a token that could be accepted.", param_hint="--token")
+    settings = Settings.from_env()
+    shown = tokens.mint(os.urandom(tokens.RANDOM_BYTES)) if token is None else token
+    now = _now()
+    new = _new_key(shown, settings, now)
+    old = open_store(settings.store).rotate_key(customer_id, new, now, grace * 1000, key_id)
+    if as_json_:
+        as_json(
+            {
+                "customer_id": customer_id,
+                "key_id": new.key_id,
+                "token": shown,
+                "old_key_id": old.key_id,
+                "old_expires_at": old.expires_at,
+            }
+        )
+        return
+    click.echo(f"token:       {shown}")
+    click.echo(f"old key {old.key_id} ends {when(old.expires_at)}", err=True)
+
+
+@customers.command("revoke-token")
+@click.argument("customer_id", metavar="CUSTOMER")
+@click.option("--key", "key_id", default=None, help="Which key; needed where there are several.")
+@click.option("--all", "every", is_flag=True, help="Every key of the customer.")
+@_json_option
+def revoke_token(customer_id: str, key_id: str | None, every: bool, as_json_: bool) -> None:
+    """Revoke a token, at once."""
+    if every and key_id is not None:
+        raise click.UsageError("Name a key or say --all, not both.")
+    store = _store()
+    if every:
+        revoked = [key.key_id for key in store.list_keys(customer_id)]
+        store.revoke_all_keys(customer_id)
+    else:
+        if key_id is None:
+            keys = store.list_keys(customer_id)
+            if len(keys) != 1:
+                names = ", ".join(key.key_id for key in keys)
+                raise click.UsageError(
+                    f"The customer has {len(keys)} keys{': ' + names if names else ''}; "
+                    "name one with --key, or say --all."
+                )
+            key_id = keys[0].key_id
+        store.revoke_key(customer_id, key_id)
+        revoked = [key_id]
+    if as_json_:
+        as_json({"customer_id": customer_id, "revoked": revoked})
+    else:
+        click.echo(f"revoked: {', '.join(revoked) or 'nothing'}")
+
+
+@customers.command()
+@click.argument("customer_id", metavar="CUSTOMER")
+@_json_option
+def disable(customer_id: str, as_json_: bool) -> None:
+    """Refuse every further request of a customer."""
+    _set_status(customer_id, CustomerStatus.DISABLED, as_json_)
+
+
+@customers.command()
+@click.argument("customer_id", metavar="CUSTOMER")
+@_json_option
+def enable(customer_id: str, as_json_: bool) -> None:
+    """Let a disabled customer call again."""
+    _set_status(customer_id, CustomerStatus.ACTIVE, as_json_)
+
+
+def _set_status(customer_id: str, status: CustomerStatus, as_json_: bool) -> None:
+    def change(customer: Customer) -> Customer:
+        return evolve(customer, status=status)
+
+    _said(_store().update_customer(customer_id, change), as_json_)
+
+
+def _said(customer: Customer, as_json_: bool) -> None:
+    if as_json_:
+        as_json(_plain(customer))
+        return
+    caps = ", ".join(
+        f"{name.replace('_', ' ')} {_cap(getattr(customer.limits, name))}"
+        for name in _LIMITS
+        if getattr(customer.limits, name) is not None
+    )
+    click.echo(f"{customer.id}  {customer.status}  {caps or 'unlimited'}")
+
+
+def _store() -> Store:
+    return open_store(Settings.from_env().store)
+
+
+def _new_key(token: str, settings: Settings, now: int) -> Key:
+    pepper = None if settings.pepper is None else settings.pepper.encode()
+    key_id = tokens.mint_key_id(os.urandom(tokens.KEY_ID_BYTES))
+    return Key(key_id=key_id, digest=tokens.digest(token, pepper), created_at=now)
+
+
+def _changed(limits: Limits, caps: dict[str, Any]) -> Limits:
+    given = {
+        name: None if cap == "unlimited" else cap for name, cap in caps.items() if cap is not None
+    }
+    return evolve(limits, **given)
+
+
+def _model_list(given: tuple[str, ...]) -> frozenset[str] | None:
+    names = [name.strip() for value in given for name in value.split(",") if name.strip()]
+    if not names or names == ["all"]:
+        return None
+    try:
+        return frozenset(parse_model_id(name).canonical for name in names)
+    except ClientFault as fault:
+        raise click.BadParameter(fault.message, param_hint="--models") from None
+
+
+def _plain(customer: Customer) -> dict[str, object]:
+    return {
+        "customer_id": customer.id,
+        "name": customer.name,
+        "email": customer.email,
+        "status": str(customer.status),
+        "limits": {f.name: getattr(customer.limits, f.name) for f in fields(Limits)},
+        "models": None if customer.models is None else sorted(customer.models),
+        "created_at": customer.created_at,
+    }
+
+
+def _cap(value: int | None) -> str:
+    return "unlimited" if value is None else f"{value:,}"
+
+
+def _is_email(text: str) -> bool:
+    name, at, domain = text.partition("@")
+    return (
+        bool(name and at and domain)
+        and text.isprintable()
+        and " " not in text
+        and "@" not in domain
+    )
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,183 @@
+"""``bedrock-proxy ledger``, ``usage``, ``reap`` and ``rebuild``: what was used, and its upkeep."""
+
+import csv
+import sys
+import time
+from datetime import UTC, date, datetime, timedelta
+from itertools import islice
+
+import click
+from attrs import asdict, fields
+
+from bedrock_proxy.store import By, UsageSum, every_row
+from bedrock_proxy_adapters.cli.output import as_json, table, when
+from bedrock_proxy_adapters.config import Settings, open_store
+
+
+def _day_given(_: click.Context, param: click.Parameter, value: str | None) -> date | None:
+    """A UTC day, as ``2026-01-31``."""
+    if value is None:
+        return None
+    try:
+        return date.fromisoformat(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a day like 2026-01-31.", param=param) from None
+
+
+@click.command()
+@click.option("--customer-id", default=None, help="Only this customer's rows.")
+@click.option("--start-date", metavar="YYYY-MM-DD", callback=_day_given, help="First UTC day.")
+@click.option(
+    "--end-date", metavar="YYYY-MM-DD", callback=_day_given, help="Last UTC day, included."
+)
+@click.option("--limit", default=None, type=click.IntRange(1), help="At most so many rows.")
+@click.option("--json", "as_json_", is_flag=True, help="One JSON object a line, every field.")
+def ledger(
+    customer_id: str | None,
+    start_date: date | None,
+    end_date: date | None,
+    limit: int | None,
+    as_json_: bool,
+) -> None:
+    """Print the usage rows, oldest first."""
+    store = open_store(Settings.from_env().store)
+    start, end = _period(start_date, end_date)
+    rows = islice(every_row(store, customer_id=customer_id, start=start, end=end), limit)
+    if as_json_:
+        for row in rows:
+            as_json(row.as_dict())
+        return
+    table(
+        ("ADMITTED", "CUSTOMER", "MODEL", "INPUT", "OUTPUT", "TOKENS", "BASIS", "OUTCOME", "MS"),
+        (
+            (
+                when(row.admitted_at),
+                row.customer_id,
+                row.model,
+                row.input_tokens,
+                row.output_tokens,
+                row.token_count,
+                row.basis,
+                row.outcome if row.error_code is None else f"{row.outcome} ({row.error_code})",
+                row.duration_ms,
+            )
+            for row in rows
+        ),
+    )
+
+
+_SUMS = tuple(field.name for field in fields(UsageSum))
+
+
+@click.command()
+@click.option("--customer-id", default=None, help="Only this customer's usage.")
+@click.option("--start-date", metavar="YYYY-MM-DD", callback=_day_given, help="First UTC day.")
+@click.option(
+    "--end-date", metavar="YYYY-MM-DD", callback=_day_given, help="Last UTC day, included."
+)
+@click.option("--by", type=click.Choice([by.value for by in By]), default="day", show_default=True)
+@click.option(
+    "--format",
+    "shape",
+    type=click.Choice(["table", "json", "csv"]),
+    default="table",
+    show_default=True,
+)
+@click.option("--json", "as_json_", is_flag=True, help="The same as --format json.")
+def usage(
+    customer_id: str | None,
+    start_date: date | None,
+    end_date: date | None,
+    by: str,
+    shape: str,
+    as_json_: bool,
+) -> None:
+    """Print usage, added up."""
+    store = open_store(Settings.from_env().store)
+    start, end = _period(start_date, end_date)
+    sums = store.sum_usage(By(by), customer_id=customer_id, start=start, end=end)
+    if as_json_ or shape == "json":
+        for each in sums:
+            as_json({by if name == "key" else name: value for name, value in asdict(each).items()})
+    elif shape == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow([by if name == "key" else name for name in _SUMS])
+        for each in sums:
+            writer.writerow([_cell(getattr(each, name)) for name in _SUMS])
+    else:
+        table(
+            (
+                by.upper(),
+                "REQUESTS",
+                "ERRORS",
+                "INPUT",
+                "OUTPUT",
+                "CACHE READ",
+                "CACHE WRITE",
+                "TOKENS",
+            ),
+            (
+                (
+                    each.key,
+                    each.requests,
+                    each.errors,
+                    each.input_tokens,
+                    each.output_tokens,
+                    each.cache_read_tokens,
+                    each.cache_write_5m_tokens + each.cache_write_1h_tokens,
+                    each.token_count,
+                )
+                for each in sums
+            ),
+        )
+
+
+@click.command()
+@click.option("--json", "as_json_", is_flag=True, help="For programs.")
+def reap(as_json_: bool) -> None:
+    """Settle what was left behind by processes that died, as estimated rows."""
+    store = open_store(Settings.from_env().store)
+    settled = 0
+    while count := store.reap(_now()):
+        settled += count
+    if as_json_:
+        as_json({"settled": settled})
+    else:
+        click.echo(f"settled: {settled}")
+
+
+@click.command()
+@click.option("--customer-id", default=None, help="Only this customer; every one otherwise.")
+@click.option("--json", "as_json_", is_flag=True, help="For programs.")
+def rebuild(customer_id: str | None, as_json_: bool) -> None:
+    """Count today and this month again from the ledger."""
+    recounted = open_store(Settings.from_env().store).rebuild(_now(), customer_id)
+    if as_json_:
+        as_json({"recounted": recounted})
+    else:
+        click.echo(f"recounted: {recounted}")
+
+
+def _period(start: date | None, end: date | None) -> tuple[int | None, int | None]:
+    """The days as epoch milliseconds: from, and up to but not including."""
+    if start is not None and end is not None and end < start:
+        raise click.UsageError("--end-date is before --start-date.")
+    return (
+        None if start is None else _midnight(start),
+        None if end is None else _midnight(end + timedelta(days=1)),
+    )
+
+
+def _midnight(day: date) -> int:
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000)
+
+
+def _cell(value: object) -> object:
+    """A spreadsheet must not take a customer's or a model's name for a formula."""
+    if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}:
+        return "'" + value
+    return value
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
