@@ -221,9 +221,10 @@ def compose(model: str, body: Body, prompt: Prompt, script: Script) -> Answer:
     )
 
 
-def invocation_metrics(tokens: Tokens | None) -> dict[str, Json]:
+def invocation_metrics(tokens: Tokens | None, *, caches: bool = False) -> dict[str, Json]:
     """
     The member that Bedrock adds to a stream's last chunk, where there is usage to report.
+    Cache counts of zero are told only where the family *caches*.
     Source: "InvokeModelWithResponseStream" in the Amazon Bedrock API reference.
     """
     if tokens is None:
@@ -234,7 +235,7 @@ def invocation_metrics(tokens: Tokens | None) -> dict[str, Json]:
         "invocationLatency": LATENCY_MS,
         "firstByteLatency": FIRST_BYTE_MS,
     }
-    if tokens.cache_read or tokens.written:
+    if caches or tokens.cache_read or tokens.written:
         metrics["cacheReadInputTokenCount"] = tokens.cache_read
         metrics["cacheWriteInputTokenCount"] = tokens.written
     return {"amazon-bedrock-invocationMetrics": metrics}

@@ -57,6 +57,11 @@ def _reason(answer: Answer) -> str:
     return answer.reason(_REASONS)
 
 
+def _signs(answer: Answer) -> bool:
+    """Only Claude signs its reasoning."""
+    return "anthropic." in answer.model
+
+
 def _usage(tokens: Tokens) -> dict[str, Json]:
     usage: dict[str, Json] = {}
     if tokens.written:
@@ -79,7 +84,9 @@ def converse_whole(answer: Answer) -> Body:
     """The body of Converse's answer."""
     content: list[Json] = []
     if answer.thinking:
-        reasoning: Json = {"text": answer.thoughts, "signature": SIGNATURE}
+        reasoning: dict[str, Json] = {"text": answer.thoughts}
+        if _signs(answer):
+            reasoning["signature"] = SIGNATURE
         content.append({"reasoningContent": {"reasoningText": reasoning}})
     if answer.pieces:
         content.append({"text": answer.text})
@@ -118,7 +125,9 @@ def converse_events(answer: Answer) -> list[tuple[str, dict[str, Json]]]:
 
     if answer.thinking:
         thoughts: list[Json] = [{"reasoningContent": {"text": piece}} for piece in answer.thinking]
-        deltas([*thoughts, {"reasoningContent": {"signature": SIGNATURE}}])
+        if _signs(answer):
+            thoughts.append({"reasoningContent": {"signature": SIGNATURE}})
+        deltas(thoughts)
         index += 1
     if answer.pieces:
         deltas([{"text": piece} for piece in answer.pieces])

@@ -19,7 +19,7 @@ from bedrock_proxy_adapters.simulator.converse import (
     counted_body,
     token_count,
 )
-from bedrock_proxy_adapters.simulator.families import FAMILIES, family_of_body
+from bedrock_proxy_adapters.simulator.families import FAMILIES, Family, family_of_body
 from bedrock_proxy_adapters.simulator.scripts import ERROR_STATUS, Hangup, Script
 from bedrock_proxy_adapters.simulator.timeline import Step, steps
 from bedrock_proxy_adapters.simulator.values import Body, InvalidBody, Json, dump, parse_body
@@ -125,14 +125,14 @@ def converse_frame(name: str, event: dict[str, Json], padded: bool) -> bytes:
     return frames.event(name, dump(dict(sorted(event.items()))))
 
 
-def _count_headers(tokens: Tokens | None, embeds: bool) -> Headers:
+def _count_headers(tokens: Tokens | None, family: Family) -> Headers:
     """The counts in InvokeModel's headers, as recorded; embeddings have no output."""
     if tokens is None:
         return ()
     found = [("x-amzn-bedrock-input-token-count", str(tokens.input))]
-    if not embeds:
+    if family.talks:
         found.append(("x-amzn-bedrock-output-token-count", str(tokens.output)))
-    if tokens.cache_read or tokens.written:
+    if family.caches or tokens.cache_read or tokens.written:
         found.append(("x-amzn-bedrock-cache-read-input-token-count", str(tokens.cache_read)))
         found.append(("x-amzn-bedrock-cache-write-input-token-count", str(tokens.written)))
     found.append(("x-amzn-bedrock-invocation-latency", str(LATENCY_MS)))
@@ -228,7 +228,7 @@ def _answer(operation: Operation, model: str, named: str, body: Body, script: Sc
         return _stream(events, script, (), chunks=False)
     answer = compose(model, body, family.prompt(body), script)
     if operation == "invoke":
-        return _whole(family.whole(answer), script, _count_headers(answer.usage, not family.talks))
+        return _whole(family.whole(answer), script, _count_headers(answer.usage, family))
     if family.stream is None:
         raise InvalidBody(f"The model {model} does not support streaming.")
     chunks = [chunk_frame(chunk, script.padding) for chunk in family.stream(answer)]

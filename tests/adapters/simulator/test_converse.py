@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import urllib3
 from botocore.exceptions import ClientError
 
 from bedrock_proxy_adapters.simulator import Tool
@@ -154,3 +155,38 @@ def test_an_unknown_model_is_a_validation_exception(simulator, call):
             "Message": "The provided model identifier is invalid.",
         }
         assert refusal.value.response["ResponseMetadata"]["HTTPStatusCode"] == 400
+
+
+def test_only_claude_signs_its_reasoning(simulator, call):
+    simulator.script(thinking="hm", times=4)
+    for model, signed in ((MODELS[0], True), ("qwen.qwen3-32b-v1:0", False)):
+        whole = call.converse(model)["output"]["message"]["content"][0]
+        assert ("signature" in whole["reasoningContent"]["reasoningText"]) == signed
+        assert ("signature" in str(list(call.converse_stream(model)))) == signed
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"invokeModel": {"body": b"[1]"}}, "expected type: JSONObject"),
+        ({"invokeModel": {"body": b"{"}}, "Malformed input request"),
+    ],
+)
+def test_count_tokens_refuses_a_body_that_is_no_object(raw, words, simulator, client):
+    with pytest.raises(ClientError, match=words):
+        client.count_tokens(modelId=MODELS[0], input=raw)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (b"{}", "must hold one of"),
+        (b'{"input":{"invokeModel":{"body":"*"}}}', "not base64"),
+    ],
+)
+def test_count_tokens_refuses_an_input_that_is_none(given, words, simulator):
+    path = f"/model/{MODELS[1]}/count-tokens"
+    with urllib3.PoolManager() as pool:
+        reply = pool.request("POST", simulator.url + path, body=given)
+    assert reply.status == 400
+    assert words in reply.json()["message"]

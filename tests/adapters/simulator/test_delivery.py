@@ -50,6 +50,14 @@ def test_a_batch_is_one_http_chunk(simulator):
     assert [len(frames_in(chunk)) for chunk in chunks] == [3, 3, 3]
 
 
+def test_a_stall_never_falls_inside_a_batch(simulator):
+    simulator.script(text="one two three four", batch=3, stall_after=4, stall=0.05)
+    chunks = chunks_on_the_wire(simulator)
+    assert [len(frames_in(chunk)) for chunk in chunks] == [3, 1, 3, 2]
+    times = simulator.calls[0].written_at
+    assert times[4] - times[3] >= 0.05
+
+
 def test_the_bytes_are_cut_at_the_sizes_asked_for_and_stay_the_same(simulator):
     whole = b"".join(chunks_on_the_wire(simulator))
     simulator.script(chunk_sizes=(1, 37))

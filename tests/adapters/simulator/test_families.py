@@ -338,3 +338,38 @@ def test_the_same_script_says_the_same_through_json(simulator, call):
     simulator.script(given)
     simulator.script(Script(text=TEXT, tools=(Tool("weather", '{"city": "Paris"}'),)))
     assert call.invoked() == call.invoked()
+
+
+def test_gpt_oss_tells_usage_in_a_chunk_of_its_own_only_when_asked(simulator, call):
+    model, body, *_ = FAMILIES["gpt-oss"]
+    assert not any("usage" in chunk for chunk in call.streamed(model, body))
+    asked = {**body, "stream_options": {"include_usage": True}}
+    assert call.streamed(model, asked)[-1]["usage"]["prompt_tokens"] == 4
+
+
+def test_nova_tells_cache_counts_of_zero(simulator, call):
+    model, body, *_ = FAMILIES["nova"]
+    headers = call.invoke(model, body)["ResponseMetadata"]["HTTPHeaders"]
+    assert headers["x-amzn-bedrock-cache-read-input-token-count"] == "0"
+    assert last_metrics(call.streamed(model, body))["cacheWriteInputTokenCount"] == 0
+
+
+@pytest.mark.parametrize("name", ["claude", "claude-completion", "nova", "titan", "llama"])
+def test_behind_an_opaque_arn_the_body_tells_the_family(name, simulator, call):
+    _, body, text_of, _, _ = FAMILIES[name]
+    profile = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/abc123"
+    simulator.script(text=TEXT)
+    assert text_of(call.invoked(profile, body)) == TEXT
+
+
+def test_the_maximum_cuts_thinking_before_text_and_calls_no_tool(simulator, call):
+    simulator.script(text="four five", thinking="one two three", tools=(WEATHER,), times=2)
+    body = dict(FAMILIES["claude"][1])
+    whole = call.invoked(body={**body, "max_tokens": 4})
+    assert [block.get("text", block.get("thinking")) for block in whole["content"]] == [
+        "one two three",
+        "four",
+    ]
+    whole = call.invoked(body={**body, "max_tokens": 2})
+    assert [block["thinking"] for block in whole["content"]] == ["one two"]
+    assert whole["usage"]["output_tokens"] == 2

@@ -284,6 +284,7 @@ class TestUsage:
             ("cohere.command-r-v1:0", {"message": "hello there"}),
             ("cohere.command-text-v14", {"prompt": "hello there", "stream": True}),
             ("us.deepseek.r1-v1:0", {"prompt": "hello there"}),
+            ("openai.gpt-oss-20b-1:0", {"messages": [{"role": "user", "content": "a b"}]}),
             ("ai21.jamba-1-5-mini-v1:0", {"messages": [{"role": "user", "content": "a b"}]}),
         ],
     )
@@ -311,7 +312,10 @@ class TestUsage:
     def test_S15_S16_S17_in_the_models_own_usage(
         self, usage, expected, model, of, names, simulator, call
     ):
-        body = {"messages": [{"role": "user", "content": [{"text": "hello there"}]}]}
+        body = {
+            "messages": [{"role": "user", "content": [{"text": "hello there"}]}],
+            "stream_options": {"include_usage": True},
+        }
         simulator.script(text="a b c d", usage=usage)
         told = [of(chunk) for chunk in call.streamed(model, body) if of(chunk)]
         assert [tuple(u[name] for name in names) for u in told] == expected

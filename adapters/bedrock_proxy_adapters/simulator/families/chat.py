@@ -35,6 +35,7 @@ from bedrock_proxy_adapters.simulator.values import (
     Json,
     as_count,
     as_list,
+    as_object,
     as_text,
     texts,
 )
@@ -139,8 +140,15 @@ def _openai_stream(answer: Answer) -> list[Body]:
         second = _call(index, tool, tool.input_json[half:], opening=False)
         chunks += [chunk(None, {"tool_calls": [call]}) for call in (first, second)]
     chunks.append(chunk(None, {}, answer.reason(_STOPS)))
-    envelope = _openai_envelope(answer, "chat.completion.chunk")
-    chunks += [{"choices": [], **envelope, "usage": _usage(tokens)} for tokens in answer.reports]
+    options = as_object(answer.body.get("stream_options"))
+    if options.get("include_usage") is True:
+        envelope = _openai_envelope(answer, "chat.completion.chunk")
+        told: list[Body] = [
+            {"choices": [], **envelope, "usage": _usage(tokens)} for tokens in answer.reports
+        ]
+        chunks += told
+    else:
+        chunks[-1:] = [*earlier_reports(answer), chunks[-1]]
     chunks[-1] = {**chunks[-1], **last_members(answer)}
     return chunks
 

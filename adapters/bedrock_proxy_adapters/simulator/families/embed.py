@@ -90,6 +90,8 @@ def _cohere(answer: Answer) -> Body:
     dimensions = as_count(answer.body.get("output_dimension")) or 1024
     vectors = [vector(text, dimensions) for text in given]
     kinds = _strings(answer.body.get("embedding_types"))
+    if not kinds and "embed-v4" in answer.model:
+        kinds = ["float"]
     said: dict[str, Json] = {"id": "simulated", "texts": given}
     if kinds:
         by_type = {kind: [_as(kind, item) for item in vectors] for kind in kinds}

@@ -29,6 +29,7 @@ class Family:
         whole: The body of InvokeModel's answer.
         stream: The chunks of InvokeModelWithResponseStream's; None where the family does
             not stream.
+        caches: Whether it tells cache counts also where they are zero.
         talks: Whether Converse serves it. Embeddings and rerank models do not talk.
     """
 
@@ -36,6 +37,7 @@ class Family:
     whole: Callable[[Answer], Body]
     stream: Stream | None = None
     talks: bool = True
+    caches: bool = False
 
 
 def messages_prompt(body: Body, max_tokens: int | None) -> Prompt:

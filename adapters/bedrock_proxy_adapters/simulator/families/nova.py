@@ -14,6 +14,7 @@ from bedrock_proxy_adapters.simulator.answers import (
     Prompt,
     Tokens,
     guardrail_members,
+    invocation_metrics,
 )
 from bedrock_proxy_adapters.simulator.families.family import (
     Family,
@@ -107,7 +108,8 @@ def _nova_stream(answer: Answer) -> list[Body]:
     if answer.usage is not None:
         usage = _nova_usage(answer.usage)
         metadata: Json = {"usage": usage, "metrics": {}, "trace": {}}
-        chunks.append({"metadata": metadata, **last_members(answer)})
+        metrics = invocation_metrics(answer.usage, caches=True)
+        chunks.append({"metadata": metadata, **guardrail_members(answer), **metrics})
     return chunks
 
 
@@ -161,5 +163,5 @@ def _titan_stream(answer: Answer) -> list[Body]:
     return chunks
 
 
-NOVA: Final = Family(_nova_prompt, _nova_whole, _nova_stream)
+NOVA: Final = Family(_nova_prompt, _nova_whole, _nova_stream, caches=True)
 TITAN: Final = Family(_titan_prompt, _titan_whole, _titan_stream)
