@@ -235,7 +235,7 @@ def mutant(old: str, new: str) -> types.ModuleType:
     module = types.ModuleType("bedrock_proxy._mutant")
     sys.modules[module.__name__] = module
     try:
-        exec(compile(source.replace(old, new), module.__name__, "exec"), module.__dict__)
+        exec(compile(source.replace(old, new), "<mutant>", "exec"), module.__dict__)
     finally:
         del sys.modules[module.__name__]
     return module

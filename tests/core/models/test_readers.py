@@ -704,6 +704,51 @@ def test_an_opaque_gpt_oss_is_known_by_its_chunks() -> None:
     ) == [Thinking("x")]
 
 
+def test_content_may_come_in_blocks() -> None:
+    """Mistral's reasoning models send their content so."""
+    picture: Json = {"type": "image_url", "image_url": {"url": "x"}}
+    blocks: Json = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "h"}, {"type": "text"}]},
+        {"type": "thinking", "thinking": "m"},
+        {"type": "text", "text": "a"},
+        {"type": "text", "text": ""},
+        picture,
+    ]
+    body: Json = {"choices": [{"message": {"content": blocks}, "finish_reason": "stop"}]}
+    expected = [Thinking("h"), Thinking("m"), Text("a"), Other(picture), Stop("stop")]
+    assert expected == answer(MISTRAL, body)
+
+
+@pytest.mark.parametrize(
+    ("model", "event", "strange"),
+    [
+        (MISTRAL, {"outputs": [{"text": "a"}, {"image": 1}]}, {"image": 1}),
+        (TITAN, {"results": [{"outputText": "a"}, {"image": 1}]}, {"image": 1}),
+        (COMMAND, {"generations": [{"text": "a"}, {"image": 1}]}, {"image": 1}),
+        ("ai21.j2-mid-v1", {"completions": [{"data": {"text": "a"}}, 5]}, 5),
+        (LLAMA, {"generation": {"image": 1}}, {"image": 1}),
+        (JAMBA, {"choices": [{"delta": {"content": 5}}]}, 5),
+        ("anthropic.claude-v2", {"completion": 5}, {"completion": 5}),
+        (COMMAND_R, {"event_type": "citation-generation"}, {"event_type": "citation-generation"}),
+        (CLAUDE, {"type": "message", "content": None}, {"type": "message", "content": None}),
+    ],
+)
+def test_a_text_that_is_none_is_passed_on(model: str, event: Json, strange: Json) -> None:
+    assert Other(strange) in read(model, event)
+
+
+def test_a_citation_without_text_is_passed_on() -> None:
+    body: Json = {
+        "output": {"message": {"content": [{"citationsContent": {"content": [{"new": 1}]}}]}},
+        "stopReason": "end_turn",
+    }
+    assert [Other({"new": 1}), Stop("end_turn")] == list(converse_answer(body))
+
+
+def test_a_body_that_is_no_converse_answer_is_passed_on() -> None:
+    assert [Other({"message": "no"})] == list(converse_answer({"message": "no"}))
+
+
 def test_a_choice_that_says_something_new_is_passed_on() -> None:
     event = choice({"content": "a", "audio": {"id": "x"}})
     assert read(JAMBA, event) == [Text("a"), Other(event)]
