@@ -40,7 +40,7 @@ from bedrock_proxy.errors import (
     Unavailable,
 )
 from bedrock_proxy.http import Head, Headers, Request
-from bedrock_proxy.models.names import check_arn
+from bedrock_proxy.models.names import check_arn, not_allowed
 from bedrock_proxy.ports import Instant
 from bedrock_proxy.rules import Rules
 from bedrock_proxy.usage import Outcome
@@ -77,6 +77,8 @@ def exchange(request: Request, rules: Rules) -> Flow[ProxyError | None]:
 
 
 def _public(request: Request, operation: str) -> Flow[None]:
+    if operation == "preflight":
+        raise ClientFault("Requests from other origins are not allowed.", Code.ORIGIN_NOT_ALLOWED)
     ready = operation != "ready" or (yield from ask(Ready()))
     body = json.dumps({"status": "ok" if ready else "stopping"}).encode() + b"\n"
     headers = (("content-type", "application/json"), ("content-length", str(len(body))))
@@ -100,12 +102,22 @@ def _refuse(
     ]
     if error.retry_after is not None:
         said.append(("retry-after", str(error.retry_after)))
+    if _is_malformed(error) and not any(name == "connection" for name, _ in said):
+        said.append(("connection", "close"))
     try:
         yield Head(error.status, (*said, *more))
         if request.method != "HEAD":
             yield body
     except Interruption:
         return
+
+
+def _is_malformed(error: ProxyError) -> bool:
+    """
+    Whether the request itself is at fault. What follows it on the connection is not served:
+    it may be a part of this one (M84).
+    """
+    return isinstance(error, ClientFault) and error.upstream_type is None
 
 
 def _internal() -> ProxyError:
@@ -131,7 +143,7 @@ def _admitted(request: Request, rules: Rules, found: routes.Found) -> Flow[Proxy
     call = dialect.call(request, body, found.route.operation, found.model)
     check_arn(call.model, region=rules.region, account=rules.account)
     if owner.models is not None and call.model.canonical not in owner.models:
-        raise ClientFault("This token may not use this model.", Code.MODEL_NOT_ALLOWED)
+        raise not_allowed()
     if not (yield from ask(TakeStream())):
         raise Unavailable("The proxy is carrying as many streams as it can.", Code.OVERLOADED)
     wanted = _admission(request, rules, call, owner, dialect, arrived)

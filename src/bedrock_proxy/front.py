@@ -17,6 +17,8 @@ _CLOSE: Final = (("connection", "close"),)
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/=-]{16,512}")
 _CLIENT_ID: Final = re.compile(r"[A-Za-z0-9._:=/+-]{1,128}")
+_BLANK: Final = " \t"
+"""Optional whitespace (RFC 9110, section 5.6.3); ``str.strip`` alone would take more away."""
 _CHALLENGE: Final = (("www-authenticate", "Bearer"),)
 
 
@@ -55,7 +57,9 @@ def check_head(request: Request) -> None:
         )
     if len(set(lengths)) > 1 or not all(_LENGTH.fullmatch(length) for length in lengths):
         raise ClientFault("The request's Content-Length is not one whole number.", headers=_CLOSE)
-    if len(request.all("host")) != 1:
+    hosts = request.all("host")
+    # WSGI servers fold repeated fields into one, with commas (RFC 9110, section 5.3).
+    if len(hosts) != 1 or "," in hosts[0]:
         raise ClientFault("The request needs exactly one Host header.", headers=_CLOSE)
 
 
@@ -136,7 +140,7 @@ def credential(request: Request, *, signed_route: bool) -> str:
         ClientFault: ``unauthorized``; ``invalid_request`` where two are given.
     """
     authorizations = request.all("authorization")
-    keys = [key.strip() for key in request.all("x-api-key")]
+    keys = [key.strip(_BLANK) for key in request.all("x-api-key")]
     if request.peer_key is not None:
         keys = [key for key in keys if key != request.peer_key]
     if len(authorizations) > 1:
@@ -148,8 +152,8 @@ def credential(request: Request, *, signed_route: bool) -> str:
         authorizations = []
     bearer: str | None = None
     if authorizations:
-        scheme, _, rest = authorizations[0].strip().partition(" ")
-        bearer = rest.strip()
+        scheme, _, rest = authorizations[0].strip(_BLANK).partition(" ")
+        bearer = rest.strip(_BLANK)
         if scheme.lower() != "bearer" or not bearer:
             raise unauthorized()
     if bearer is not None and keys and bearer != keys[0]:

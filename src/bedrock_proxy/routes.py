@@ -59,6 +59,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     _route("GET", r"/readyz", Gate.PUBLIC, "ready"),
     _route("HEAD", r"/readyz", Gate.PUBLIC, "ready"),
     _route("HEAD", r"/", Gate.PUBLIC, "health"),
+    # Last: it matches every path, so that a preflight never tells which paths there are.
+    _route("OPTIONS", r"(?s:.*)", Gate.PUBLIC, "preflight"),
 )
 
 
@@ -80,19 +82,19 @@ def find(request: Request) -> Found:
     The route of *request*.
 
     Raises:
-        ClientFault: ``not_found``; ``method_not_allowed`` with the methods that are.
+        ClientFault: ``not_found``; ``method_not_allowed`` with the methods that are;
+            ``invalid_request`` where the model in the path cannot be decoded.
     """
     path = request.path or "/"
     allowed: list[str] = []
     for route in ROUTES:
+        if route.method == "OPTIONS" and request.method != "OPTIONS":
+            continue
         match = route.pattern.fullmatch(path)
         if match is None:
             continue
         if route.method == request.method:
-            model = match.groupdict().get("model")
-            if model is not None and not request.path_is_decoded:
-                model = unquote(model, errors="strict") if "%" in model else model
-            return Found(route, model)
+            return Found(route, _model(match, request))
         allowed.append(route.method)
     if allowed:
         raise ClientFault(
@@ -101,6 +103,16 @@ def find(request: Request) -> Found:
             headers=(("allow", ", ".join(allowed)),),
         )
     raise ClientFault("There is nothing at this path.", Code.NOT_FOUND)
+
+
+def _model(match: re.Match[str], request: Request) -> str | None:
+    model: str | None = match.groupdict().get("model")
+    if model is None or request.path_is_decoded or "%" not in model:
+        return model
+    try:
+        return unquote(model, errors="strict")
+    except UnicodeDecodeError:
+        raise ClientFault("The model id in the path is not valid UTF-8.") from None
 
 
 def dialect_of(request: Request) -> Dialect:

@@ -56,11 +56,11 @@ class Simple:
     def call(self, request: Request, body: bytes, operation: str, model: str | None) -> Call:  # noqa: ARG002
         sent = parse_object(body)
         name = parse_model_id(_take_model(sent))
-        stream = _take_flag(sent, "stream")
+        stream = _flag(sent, "stream")
         full = _take_choice(sent, "stream_events")
         family = family_of(name.canonical)
-        if family.body_has_stream and (stream or "stream" in sent):
-            sent["stream"] = stream
+        if not family.body_has_stream:
+            sent.pop("stream", None)
         upstream = UpstreamCall(
             Operation.INVOKE_STREAM if stream else Operation.INVOKE,
             name.raw,
@@ -297,10 +297,8 @@ def _take_model(sent: dict[str, Json]) -> str:
     return model
 
 
-def _take_flag(sent: dict[str, Json], name: str) -> bool:
-    if name not in sent:
-        return False
-    value = sent.pop(name)
+def _flag(sent: dict[str, Json], name: str) -> bool:
+    value = sent.get(name, False)
     if not isinstance(value, bool):
         raise ClientFault(f'"{name}" must be true or false.')
     return value
@@ -308,7 +306,7 @@ def _take_flag(sent: dict[str, Json], name: str) -> bool:
 
 def _take_choice(sent: dict[str, Json], name: str) -> bool:
     value = sent.pop(name, "text")
-    if value not in {"text", "full"} or not isinstance(value, str):
+    if not isinstance(value, str) or value not in {"text", "full"}:
         raise ClientFault(f'"{name}" must be "text" or "full".')
     return value == "full"
 
