@@ -15,8 +15,6 @@ import base64
 import io
 import json
 import os
-import struct
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from threading import Lock, Thread
@@ -25,6 +23,7 @@ from typing import Any, Final, Literal, Protocol, cast
 from attrs import frozen
 
 from bedrock_proxy.errors import Code, ConfigurationError, Unavailable
+from bedrock_proxy.eventstream import encode
 from bedrock_proxy.ports import (
     Operation,
     Trouble,
@@ -379,9 +378,10 @@ def _before_parse(response_dict: dict[str, Any], **_: object) -> None:
                 Trouble.BROKEN, f"the body ended after {len(body)} of {expected} bytes"
             )
         pumped.arrived = Arrived(head, io.BytesIO(body))
+        # An error's body stays: the client may retry by what it says. Parsing any other
+        # would cost time and be of no use.
         if head.status < 300:
             response_dict["body"] = b"{}"
-        # An error's body stays: the client may retry by what it says.
         return
     if hasattr(body, "shutdown") and "release_conn" not in getattr(body, "__dict__", {}):
         hold_response(body, pumped.hold)
@@ -439,19 +439,12 @@ class _Frames:
 
 
 def _message(kind: str, name: str, payload: bytes) -> bytes:
-    """One message (AWS, Transcribe developer guide, "Event stream encoding")."""
-    headers = b"".join(
-        struct.pack(">B", len(key)) + key + struct.pack(">BH", 7, len(value)) + value
-        for key, value in (
-            (f":{kind}-type".encode(), name.encode()),
-            (b":content-type", b"application/json"),
-            (b":message-type", kind.encode()),
-        )
-    )
-    prelude = struct.pack(">II", 16 + len(headers) + len(payload), len(headers))
-    prelude += struct.pack(">I", zlib.crc32(prelude))
-    message = prelude + headers + payload
-    return message + struct.pack(">I", zlib.crc32(message))
+    headers = {
+        f":{kind}-type": name,
+        ":content-type": "application/json",
+        ":message-type": kind,
+    }
+    return encode(headers, payload)
 
 
 def _json(value: object) -> bytes:

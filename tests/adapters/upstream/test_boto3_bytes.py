@@ -15,7 +15,14 @@ from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 from tests.adapters.upstream.scripted import SOON
 
-from bedrock_proxy.ports import END, SILENCE, Operation, UpstreamCall
+from bedrock_proxy.ports import (
+    END,
+    SILENCE,
+    Operation,
+    Trouble,
+    UpstreamCall,
+    UpstreamUnreachable,
+)
 from bedrock_proxy_adapters.upstream.boto3 import Boto3Upstream
 
 MODEL = "anthropic.claude-3-haiku-20240307-v1:0"
@@ -302,4 +309,11 @@ def test_a_client_that_retries_tells_its_last_answer(face, server, session):
 
     assert (head.status, body) == (200, b"whole")
     assert len(server.received) == 2
+
+    server.script = lambda wire, _: (
+        wire.answer(b'{"message":"busy"}', 503) if len(server.received) == 3 else wire.hang_up()
+    )
+    with pytest.raises(UpstreamUnreachable) as caught:
+        face.open(upstream, call(Operation.CONVERSE)).begin()
+    assert caught.value.trouble is Trouble.BROKEN
     client.close()

@@ -333,16 +333,69 @@ def test_close_ends_a_pending_read_and_its_thread_and_connection(
     assert reply.read(0) is END
 
 
+def test_close_ends_a_pending_begin_on_a_connection_that_was_used_before(face, upstream, server):
+    gone = threading.Event()
+
+    def script(wire, _):
+        if len(server.received) == 1:
+            wire.answer(b"{}")
+            return
+        if wire.wait_for_hang_up():
+            gone.set()
+        wire.hang_up()
+
+    server.script = script
+    face.open(upstream, STREAM).whole()
+    reply = face.open(upstream, STREAM)
+    assert eventually(lambda: len(server.received) == 2)
+    assert server.connections == 1
+    reply.close()
+    assert gone.wait(SOON)
+
+
+class Response:
+    """As much of a urllib3 response as a hold needs."""
+
+    def __init__(self):
+        self.story = []
+
+    def shutdown(self):
+        self.story.append("shutdown")
+
+    def close(self):
+        self.story.append("close")
+
+    def release_conn(self):
+        self.story.append("release")
+
+
+def test_a_response_that_was_cut_is_closed_before_its_connection_is_released():
+    cut, whole = Response(), Response()
+    hold = connections.Hold()
+    connections.hold_response(cut, hold)
+    hold.cut()
+    cut.release_conn()
+    assert cut.story == ["shutdown", "close", "release"]
+
+    hold = connections.Hold()
+    connections.hold_response(whole, hold)
+    whole.release_conn()
+    hold.cut()
+    assert whole.story == ["release"]
+
+
 def test_close_ends_a_stream_of_a_transport_that_cannot_be_held(face, server, client_of):
     """Then by the response itself, once its head is there."""
     client = unheld(client_of(server.url))
     assert not connections.hold_connections(client)
     client._endpoint.http_session._pool_classes_by_scheme = {}
     upstream = Boto3Upstream(client)
+    gone = threading.Event()
 
     def script(wire, _):
         wire.begin_stream()
-        wire.wait_for_hang_up()
+        if wire.wait_for_hang_up():
+            gone.set()
         wire.hang_up()
 
     server.script = script
@@ -350,6 +403,7 @@ def test_close_ends_a_stream_of_a_transport_that_cannot_be_held(face, server, cl
     assert reply.head().status == 200
     close_soon(reply)
     assert reply.read() is END
+    assert gone.wait(SOON)
     assert eventually(lambda: not pumps())
 
 
