@@ -133,7 +133,7 @@ class Course:
                 return usage, Basis.REPORTED
             if usage.input_tokens is None and usage.output_tokens is None:
                 return usage.completed(guess), Basis.ESTIMATED
-            if usage.output_tokens is None and self.call.family.reserves_output:
+            if usage.output_tokens is None and translation.seen_output_tokens:
                 return usage.completed(guess), Basis.ESTIMATED
             return usage, Basis.REPORTED
         answered = self.upstream is not None and self.upstream.status < 300
