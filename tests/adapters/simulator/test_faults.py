@@ -223,7 +223,7 @@ def test_S13_a_stall_goes_on_for_ever_and_the_callers_leaving_is_noticed(simulat
     from botocore.config import Config
 
     simulator.script(stall_after=3)
-    impatient = type(call)(running.client(Config(read_timeout=0.2)))
+    impatient = type(call)(running.client(Config(read_timeout=1)))
     stream = impatient.stream()
     delivered = []
     with pytest.raises(ReadTimeoutError):
