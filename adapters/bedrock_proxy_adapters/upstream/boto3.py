@@ -305,18 +305,26 @@ _METHODS: Final[Mapping[Operation, str]] = {
     Operation.CONVERSE: "converse",
     Operation.CONVERSE_STREAM: "converse_stream",
     Operation.COUNT_TOKENS: "count_tokens",
+    Operation.APPLY_GUARDRAIL: "apply_guardrail",
 }
 
 _PLACEHOLDERS: Final[Mapping[Operation, Mapping[str, object]]] = {
     Operation.CONVERSE: {"messages": []},
     Operation.CONVERSE_STREAM: {"messages": []},
     Operation.COUNT_TOKENS: {"input": {"invokeModel": {"body": b"{}"}}},
+    Operation.APPLY_GUARDRAIL: {"source": "INPUT", "content": []},
 }
 """What satisfies botocore's validation where the body itself cannot: replaced by the hook."""
 
 
 def _parameters(call: UpstreamCall) -> dict[str, object]:
     placeholder = _PLACEHOLDERS.get(call.operation, {"body": call.body})
+    if call.operation is Operation.APPLY_GUARDRAIL:
+        return {
+            "guardrailIdentifier": call.model_id,
+            "guardrailVersion": call.guardrail_version,
+            **placeholder,
+        }
     return {"modelId": call.model_id, **placeholder}
 
 

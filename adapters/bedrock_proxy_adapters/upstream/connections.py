@@ -154,7 +154,7 @@ def hold_connections(client: Any) -> bool:
     """
     Let *client* open its connections as ones that can be held, if it has none yet.
 
-    This is the one place that reaches into botocore (1.35 to 1.44 at least have it
+    This is the one place that reaches into botocore (1.36 to 1.44 have it
     alike): there is no public way to a connection that still waits for its head. Where
     botocore looks different, or the client brings a transport of its own, nothing is
     changed and False is returned: replies then can be cut only once their head is there.
