@@ -7,7 +7,7 @@ model's parts without HTTP in between.
 
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol, cast
 
 from bedrock_proxy import faults
@@ -16,7 +16,11 @@ from bedrock_proxy.eventstream import Decoder, EventStreamError, Frame
 from bedrock_proxy.http import Headers
 from bedrock_proxy.models import ConverseReader, Family, Reader, header_usage, invocation_metrics
 from bedrock_proxy.parts import Json, Part, Stop, Text, Thinking, ToolUse, UsageReport
+from bedrock_proxy.ports import UpstreamHead
 from bedrock_proxy.usage import Usage
+
+MAX_WHOLE: Final = 64 * 1024 * 1024
+"""Bedrock's own bodies end at 25 MB (AWS, Bedrock API reference, InvokeModel)."""
 
 BYTES_PER_TOKEN: Final = 3
 """The estimate's rule (DESIGN.md section 4), for input not sent and output not reported."""
@@ -136,14 +140,18 @@ class StreamedAnswer:
         ended: Whether a stop marker was seen: the stream is whole.
         fault: Why nothing more will come, once something is wrong. Parts that came before
             the fault are returned all the same.
+        exception: The frame that said so, where Bedrock itself did.
+        passed: The sound frames as they came, for whoever takes them out; None unless kept.
     """
 
-    def __init__(self, frames: Frames, sent: str = "") -> None:
+    def __init__(self, frames: Frames, sent: str = "", *, keep_frames: bool = False) -> None:
         """*sent*: what the client sent, to tell its own ARNs from the operator's."""
         self.meter = Meter()
         self.frames = 0
         self.ended = False
         self.fault: ProxyError | None = None
+        self.exception: Frame | None = None
+        self.passed: list[bytes] | None = [] if keep_frames else None
         self._frames = frames
         self._decoder = Decoder()
         self._sent = sent
@@ -158,6 +166,8 @@ class StreamedAnswer:
             if self.fault is not None:
                 return parts
             self.frames += 1
+            if self.passed is not None:
+                self.passed.append(frame.raw)
             if fresh:
                 parts += fresh
         if self._decoder.fault is not None:
@@ -185,6 +195,7 @@ class StreamedAnswer:
         kind = headers.get(":message-type")
         if kind != "event":
             if kind in {"exception", "error"}:
+                self.exception = frame
                 self.fault = self._exception(frame)
             return ()
         try:
@@ -213,7 +224,61 @@ class StreamedAnswer:
 
 def whole_answer(family: Family, body: bytes) -> Sequence[Part]:
     """The parts of a non-streaming InvokeModel body; none where it is not JSON."""
+    return _parts(family.answer, body)
+
+
+def _parts(read: Callable[[Json], Sequence[Part]], body: bytes) -> Sequence[Part]:
     try:
-        return family.answer(cast("Json", json.loads(body)))
+        return read(cast("Json", json.loads(body)))
     except (ValueError, RecursionError):
         return ()
+
+
+class WholeAnswer:
+    """
+    One answer that comes whole: its body, byte for byte, read only for its usage.
+
+    Attributes:
+        meter: The tokens it says it used.
+        size: How many bytes have come.
+        ended: Whether all of it has.
+        fault: Why it will not, once something is wrong.
+    """
+
+    def __init__(self, read: Callable[[Json], Sequence[Part]] | None) -> None:
+        """*read*: finds the parts in a body; None where an answer counts no tokens."""
+        self.meter = Meter()
+        self.size = 0
+        self.ended = False
+        self.fault: ProxyError | None = None
+        self._read = read
+        self._pieces: list[bytes] = []
+        self._expected: int | None = None
+
+    def begin(self, head: UpstreamHead) -> None:
+        """Bedrock's head."""
+        if self._read is not None:
+            self.meter.headers(head.headers)
+        length = head.first("content-length")
+        if length is not None and length.isdecimal():
+            self._expected = int(length)
+
+    def feed(self, chunk: bytes) -> None:
+        """A piece of it; may set ``fault``."""
+        self._pieces.append(chunk)
+        self.size += len(chunk)
+        if self.size > MAX_WHOLE:
+            self.fault = faults.corrupt()
+            self._pieces.clear()
+
+    def finish(self) -> bytes:
+        """The body, once the upstream has ended; may set ``fault``."""
+        if self.fault is None and self._expected is not None and self.size < self._expected:
+            self.fault = faults.torn()
+        if self.fault is not None:
+            return b""
+        body = b"".join(self._pieces)
+        if self._read is not None:
+            self.meter.saw(_parts(self._read, body))
+        self.ended = True
+        return body

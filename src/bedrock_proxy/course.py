@@ -5,6 +5,7 @@ One admitted request under way: from its lease to its ledger row.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, Literal, TypeVar
 
 from attrs import define
@@ -63,6 +64,7 @@ class Course:
         renewed_at: When the lease was last made or renewed, in seconds (monotonic).
         quiet_since: Since when nothing was said; None right after something was.
         all_said: Whether everything of a whole answer is out.
+        read_out: Whether the upstream has been read to its end.
     """
 
     request: Request
@@ -81,6 +83,7 @@ class Course:
     renewed_at: float | None = None
     quiet_since: float | None = None
     all_said: bool = False
+    read_out: bool = False
 
     def failed(self, error: ProxyError | None, outcome: Outcome = Outcome.ERROR) -> None:
         """Remember why it did not end well; the first reason counts."""
@@ -158,6 +161,7 @@ def carry(course: Course) -> Flow[None]:
         while True:
             course.translation = course.call.translation()
             course.upstream = None
+            course.read_out = False
             course.attempts += 1
             reply = yield from ask(Open(course.call.upstream))
             try:
@@ -201,8 +205,13 @@ def _relay(course: Course, reply: UpstreamReply, translation: Translation) -> Fl
     course.upstream = head
     if head.status >= 300:
         body = yield from _error_body(course, reply, translation)
-        raise faults.from_reply(head, body, _sent(course))
+        error = faults.from_reply(head, body, _sent(course))
+        if len(body) == _MAX_ERROR_BODY:
+            error.original = None  # it may have been cut
+        raise error
     translation.begin(head)
+    if course.call.head_first:
+        yield from _say(course, translation, b"")
     held: list[bytes] = []
     while True:
         got = yield from _heard(course, translation, lambda within: Read(reply, within))
@@ -211,6 +220,7 @@ def _relay(course: Course, reply: UpstreamReply, translation: Translation) -> Fl
         else:
             if not translation.ended:
                 yield b""  # if we closed it ourselves, this is where the flow hears why
+            course.read_out = True
             out = translation.finish()
         fault = translation.fault
         if course.call.hold:
@@ -291,9 +301,13 @@ def _say(course: Course, translation: Translation, out: bytes) -> Flow[None]:
 
 def _say_whole(course: Course, translation: Translation, out: bytes) -> Flow[None]:
     length = ("content-length", str(len(out)))
-    yield from _say_head(course, (*translation.headers(), length))
+    # The whole answer is at hand: saying it is the quickest way to end, and an error after
+    # its head would be taken for a part of it.
+    with suppress(Ending):
+        yield from _say_head(course, (*translation.headers(), length))
     if course.request.method != "HEAD":
-        yield out
+        with suppress(Ending):
+            yield out
     course.all_said = True
 
 
@@ -336,11 +350,14 @@ def _left(course: Course, reply: UpstreamReply | None, gone: Gone) -> Flow[None]
     if translation is None or reply is None:
         course.failed(None, Outcome.CLIENT_GONE)
         return
-    if course.all_said or (translation.ended and course.head_said and not gone.unsaid):
-        return  # it had everything: the reply was complete
+    refused = course.upstream is not None and course.upstream.status >= 300
+    # Some models tell their usage after they have stopped; the client need not wait for it.
+    complete = course.all_said or (translation.ended and course.head_said and not gone.unsaid)
     missed = gone.unsaid or not course.head_said
-    if not gone.cuts and (yield from ask(TakeDrain())):
+    if not (gone.cuts or refused or course.read_out) and (yield from ask(TakeDrain())):
         missed |= yield from _drain(course, reply, translation)
+    if complete:
+        return
     if missed or not translation.ended or translation.fault is not None:
         course.failed(None, Outcome.CLIENT_GONE)
 
@@ -390,7 +407,9 @@ def _drain(course: Course, reply: UpstreamReply, translation: Translation) -> Fl
 
 
 def _sent(course: Course) -> str:
-    return course.call.upstream.model_id + course.call.upstream.body.decode("utf-8", "replace")
+    call = course.call.upstream
+    headers = (value for _, value in call.headers)
+    return " ".join((call.model_id, *headers, call.body.decode("utf-8", "replace")))
 
 
 def _too_long(seconds: float) -> ProxyError:

@@ -85,6 +85,22 @@ _FACTS: Final[Mapping[Code, _Facts]] = {
 }
 
 
+@frozen
+class Original:
+    """
+    Bedrock's own error answer, for the dialect that passes it on.
+
+    Attributes:
+        status: Bedrock's.
+        headers: Names in lower case.
+        body: Byte for byte, unless it names something that the client must not see.
+    """
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
 class BedrockProxyError(Exception):
     """The root of everything this package raises on purpose."""
 
@@ -107,6 +123,8 @@ class ProxyError(BedrockProxyError):
         limit: The limit that refused, in the words of RELIABILITY.md section 3.
         headers: Response headers that belong to this error (``allow``, ``www-authenticate``).
         upstream_type: Bedrock's own name for the fault (``ThrottlingException``), if any.
+        original: Bedrock's own answer, where it may be passed on.
+        aws_request_id: Bedrock's id of the call, where it was called and said one.
     """
 
     default: ClassVar[Code] = Code.INTERNAL
@@ -133,6 +151,8 @@ class ProxyError(BedrockProxyError):
         self.limit = limit
         self.headers = headers
         self.upstream_type = upstream_type
+        self.original: Original | None = None
+        self.aws_request_id: str | None = None
 
 
 class ClientFault(ProxyError):

@@ -46,21 +46,27 @@ from bedrock_proxy.rules import Rules
 from bedrock_proxy.usage import Outcome
 
 
-def exchange(request: Request, rules: Rules) -> Flow[ProxyError | None]:
+def exchange(
+    request: Request, rules: Rules, spoken: Dialect | None = None
+) -> Flow[ProxyError | None]:
     """
     Serve one request.
+
+    Args:
+        spoken: Who understands the request and words its answer, where that is not for the
+            route to say: the caller is a program in this process.
 
     Returns:
         The terminal error that the reply ended in after its head had gone out, or None.
     """
-    dialect = routes.dialect_of(request)
+    dialect = routes.dialect_of(request) if spoken is None else spoken
     try:
         front.check_head(request)
         found = routes.find(request)
         if found.route.gate is routes.Gate.PUBLIC:
             yield from _public(request, found.route.operation)
             return None
-        return (yield from _admitted(request, rules, found))
+        return (yield from _admitted(request, rules, found, dialect))
     except Interruption as reason:
         # Before the head: nothing was spent that is not already settled.
         if isinstance(reason, Ending):
@@ -93,10 +99,10 @@ def _public(request: Request, operation: str) -> Flow[None]:
 def _refuse(
     request: Request, dialect: Dialect, error: ProxyError, more: Headers = ()
 ) -> Flow[None]:
-    headers, body = dialect.refusal(error, request.request_id)
+    reply = dialect.refusal(error, request.request_id)
     said = [
-        *headers,
-        ("content-length", str(len(body))),
+        *reply.headers,
+        ("content-length", str(len(reply.body))),
         ("x-request-id", request.request_id),
         *error.headers,
     ]
@@ -105,9 +111,9 @@ def _refuse(
     if _is_malformed(error) and not any(name == "connection" for name, _ in said):
         said.append(("connection", "close"))
     try:
-        yield Head(error.status, (*said, *more))
+        yield Head(reply.status, (*said, *more))
         if request.method != "HEAD":
-            yield body
+            yield reply.body
     except Interruption:
         return
 
@@ -117,7 +123,7 @@ def _is_malformed(error: ProxyError) -> bool:
     Whether the request itself is at fault. What follows it on the connection is not served:
     it may be a part of this one (M84).
     """
-    return isinstance(error, ClientFault) and error.upstream_type is None
+    return isinstance(error, ClientFault) and error.upstream_type is None and error.original is None
 
 
 def _internal() -> ProxyError:
@@ -127,9 +133,10 @@ def _internal() -> ProxyError:
 # --- from token to lease --------------------------------------------------------------------
 
 
-def _admitted(request: Request, rules: Rules, found: routes.Found) -> Flow[ProxyError | None]:
+def _admitted(
+    request: Request, rules: Rules, found: routes.Found, dialect: Dialect
+) -> Flow[ProxyError | None]:
     arrived = yield from ask(Now())
-    dialect = found.route.dialect
     token = front.credential(request, signed_route=dialect.name == "bedrock")
     if not tokens.check_shape(token):
         raise front.unauthorized()
@@ -281,6 +288,8 @@ def _settled(course: Course) -> Flow[ProxyError | None]:
     yield from _finished(course)
     if refusal is not None:
         refusal.headers = (*refusal.headers, *course.extra)
+        if course.upstream is not None:
+            refusal.aws_request_id = course.upstream.first("x-amzn-requestid")
         raise refusal
     return None
 

@@ -17,7 +17,7 @@ from typing import Final
 
 from attrs import frozen
 
-from bedrock_proxy.errors import ClientFault, Code, ProxyError, UpstreamFault
+from bedrock_proxy.errors import ClientFault, Code, Original, ProxyError, UpstreamFault
 from bedrock_proxy.ports import Trouble, UpstreamHead
 
 # A full stop or colon that ends the sentence is not the ARN's.
@@ -109,7 +109,22 @@ def from_reply(head: UpstreamHead, body: bytes, sent: str) -> ProxyError:
     meaning = _MEANINGS.get(name)
     if meaning is None:
         meaning = _by_status(head.status)
-    return _error(name, meaning, member(body, "message", "Message") or "", sent)
+    error = _error(name, meaning, member(body, "message", "Message") or "", sent)
+    if error.code is not Code.UPSTREAM_CONFIG:
+        error.original = Original(head.status, head.headers, without_names(body, sent))
+    return error
+
+
+def without_names(body: bytes, sent: str) -> bytes:
+    """*body* without the ARNs and account ids that are not in *sent*; else as it is."""
+    text = body.decode("utf-8", "surrogateescape")
+    safe = _without_names(text, sent)
+    return body if safe == text else safe.encode("utf-8", "surrogateescape")
+
+
+def _without_names(text: str, sent: str) -> str:
+    text = _ARN.sub(lambda m: m[0] if m[0] in sent else "<arn>", text)
+    return _ACCOUNT.sub(lambda m: m[0] if m[0] in sent else "<account>", text)
 
 
 def from_trouble(trouble: Trouble) -> ProxyError:
@@ -188,9 +203,7 @@ def _error(name: str, meaning: _Meaning, message: str, sent: str) -> ProxyError:
     if meaning.message is not None:
         text = meaning.message
     else:
-        text = _ARN.sub(lambda m: m[0] if m[0] in sent else "<arn>", message)
-        text = _ACCOUNT.sub(lambda m: m[0] if m[0] in sent else "<account>", text)
-        text = text or "Bedrock refused the request without saying why."
+        text = _without_names(message, sent) or "Bedrock refused the request without saying why."
     kind = (
         ClientFault
         if meaning.status < 429 and meaning.code is not Code.UPSTREAM_CONFIG

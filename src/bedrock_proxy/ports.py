@@ -151,6 +151,7 @@ class Operation(StrEnum):
     CONVERSE = "Converse"
     CONVERSE_STREAM = "ConverseStream"
     COUNT_TOKENS = "CountTokens"
+    APPLY_GUARDRAIL = "ApplyGuardrail"
 
     @property
     def streams(self) -> bool:
@@ -164,16 +165,19 @@ class UpstreamCall:
     One call of Bedrock.
 
     Attributes:
-        model_id: As the client named it (decoded), validated.
+        model_id: As the client named it (decoded), validated. For ApplyGuardrail, which
+            calls no model, the guardrail.
         body: The request body, sent as it is, byte for byte.
         headers: What goes upstream beside what signing adds; built by us from an
             allow-list, names in lower case.
+        guardrail_version: For ApplyGuardrail only.
     """
 
     operation: Operation
     model_id: str
     body: bytes
     headers: Headers = ()
+    guardrail_version: str = ""
 
 
 @frozen

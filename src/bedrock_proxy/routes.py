@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from attrs import frozen
 
+from bedrock_proxy.dialects.bedrock import BEDROCK
 from bedrock_proxy.dialects.dialect import Dialect
 from bedrock_proxy.dialects.simple import SIMPLE
 from bedrock_proxy.errors import ClientFault, Code
@@ -34,10 +35,12 @@ class Route:
 
     Attributes:
         method: In upper case.
-        pattern: Matched against the whole path; a group named ``model`` is the model id.
+        pattern: Matched against the whole path.
         gate: What stands before it.
         operation: What is asked for, in the words of the dialect or of ``exchange``.
         dialect: Who understands the request and words its errors.
+        path: The pattern as a template, for people: ``{model}`` may hold slashes; ``*`` is
+            every path.
     """
 
     method: str
@@ -45,22 +48,47 @@ class Route:
     gate: Gate
     operation: str
     dialect: Dialect = SIMPLE
+    path: str = ""
 
 
 def _route(method: str, path: str, gate: Gate, operation: str, dialect: Dialect = SIMPLE) -> Route:
-    return Route(method, re.compile(path), gate, operation, dialect)
+    pattern = "(?s:.*)" if path == "*" else _VARIABLE.sub(_group, re.escape(path))
+    return Route(method, re.compile(pattern), gate, operation, dialect, path)
+
+
+_VARIABLE: Final = re.compile(r"\\\{(\w+)\\\}")
+_SEGMENT: Final = frozenset({"version"})
+"""The variables that are one segment of a path; the others may hold slashes."""
+
+
+def _group(variable: re.Match[str]) -> str:
+    name = variable[1]
+    return f"(?P<{name}>[^/]+)" if name in _SEGMENT else rf"(?P<{name}>[\s\S]+)"
 
 
 ROUTES: Final[tuple[Route, ...]] = (
     _route("POST", r"/", Gate.ADMITTED, "invoke"),
     _route("POST", r"/bedrock", Gate.ADMITTED, "invoke"),
+    *(
+        _route("POST", f"/model/{{model}}/{operation}", Gate.ADMITTED, operation, BEDROCK)
+        for operation in (
+            "invoke",
+            "invoke-with-response-stream",
+            "converse",
+            "converse-stream",
+            "count-tokens",
+        )
+    ),
+    _route(
+        "POST", "/guardrail/{guardrail}/version/{version}/apply", Gate.ADMITTED, "apply", BEDROCK
+    ),
     _route("GET", r"/healthz", Gate.PUBLIC, "health"),
     _route("HEAD", r"/healthz", Gate.PUBLIC, "health"),
     _route("GET", r"/readyz", Gate.PUBLIC, "ready"),
     _route("HEAD", r"/readyz", Gate.PUBLIC, "ready"),
     _route("HEAD", r"/", Gate.PUBLIC, "health"),
     # Last: it matches every path, so that a preflight never tells which paths there are.
-    _route("OPTIONS", r"(?s:.*)", Gate.PUBLIC, "preflight"),
+    _route("OPTIONS", "*", Gate.PUBLIC, "preflight"),
 )
 
 
@@ -70,7 +98,8 @@ class Found:
     A route, and what its path says.
 
     Attributes:
-        model: The model id in the path, decoded once.
+        model: The model id in the path, decoded once; a guardrail's id and its version,
+            with a colon between them.
     """
 
     route: Route
@@ -106,8 +135,10 @@ def find(request: Request) -> Found:
 
 
 def _model(match: re.Match[str], request: Request) -> str | None:
-    model: str | None = match.groupdict().get("model")
-    if model is None or request.path_is_decoded or "%" not in model:
+    model = ":".join(match.groups())
+    if not model:
+        return None
+    if request.path_is_decoded or "%" not in model:
         return model
     try:
         return unquote(model, errors="strict")

@@ -90,6 +90,7 @@ class Call:
         counts_tokens: Whether it uses any (CountTokens does not).
         hold: Whether nothing is said before the answer is complete (its length is then
             known, and a fault is always a real status while there is no content).
+        head_first: Whether the reply's head goes out with Bedrock's own, before any event.
         translation: Makes a fresh translation, one for each attempt.
     """
 
@@ -99,8 +100,18 @@ class Call:
     estimate: Usage
     stream: bool
     hold: bool
+    head_first: bool = False
     counts_tokens: bool = True
     translation: Callable[[], Translation]
+
+
+@frozen
+class ErrorReply:
+    """What tells a client of an error before the head; the flow adds what is common to all."""
+
+    status: int
+    headers: Headers
+    body: bytes
 
 
 class Dialect(Protocol):
@@ -117,13 +128,14 @@ class Dialect(Protocol):
 
         Args:
             operation: What the route says of it.
-            model: The model id in the path, decoded, where the route has one.
+            model: The model id in the path, decoded, where the route has one (for a
+                guardrail: its id, a colon, and its version).
 
         Raises:
             ClientFault: The request cannot be served as it is.
         """
         ...
 
-    def refusal(self, error: ProxyError, request_id: str) -> tuple[Headers, bytes]:
-        """The headers and the body that tell the client of *error* before the head."""
+    def refusal(self, error: ProxyError, request_id: str) -> ErrorReply:
+        """What tells the client of *error* before the head."""
         ...

@@ -11,9 +11,8 @@ import json
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from bedrock_proxy import faults
-from bedrock_proxy.answers import InvokeFrames, Meter, StreamedAnswer, whole_answer
-from bedrock_proxy.dialects.dialect import Call, Translation
+from bedrock_proxy.answers import InvokeFrames, StreamedAnswer, WholeAnswer
+from bedrock_proxy.dialects.dialect import Call, ErrorReply, Translation
 from bedrock_proxy.errors import ClientFault, ProxyError
 from bedrock_proxy.http import Headers, Request
 from bedrock_proxy.models import Family, estimate, family_of
@@ -29,8 +28,6 @@ _SSE: Final = (
     ("cache-control", "no-cache"),
     ("x-accel-buffering", "no"),
 )
-_MAX_WHOLE: Final = 64 * 1024 * 1024
-"""Bedrock's own bodies end at 25 MB (AWS, Bedrock API reference, InvokeModel)."""
 
 
 def error_object(error: ProxyError, request_id: str) -> dict[str, Json]:
@@ -76,7 +73,7 @@ class Simple:
                 if not request.can_stream or _wants_array(request)
                 else _Events(full, request_id)
             )
-            return _Streamed(StreamedAnswer(InvokeFrames(family.reader()), text), writer)
+            return Streamed(StreamedAnswer(InvokeFrames(family.reader()), text), writer)
 
         def whole() -> Translation:
             return _Whole(family, request_id)
@@ -91,15 +88,15 @@ class Simple:
             translation=streamed if stream else whole,
         )
 
-    def refusal(self, error: ProxyError, request_id: str) -> tuple[Headers, bytes]:
-        return _JSON, _dumps(error_object(error, request_id)) + b"\n"
+    def refusal(self, error: ProxyError, request_id: str) -> ErrorReply:
+        return ErrorReply(error.status, _JSON, _dumps(error_object(error, request_id)) + b"\n")
 
 
 SIMPLE: Final = Simple()
 
 
-class _Writer(Protocol):
-    """Parts to client bytes, in one of the dialect's two formats."""
+class Writer(Protocol):
+    """Parts to what the client gets, in one of the dialect's formats."""
 
     @property
     def content_headers(self) -> Headers: ...
@@ -173,10 +170,10 @@ class _Array:
         return b"[" + said
 
 
-class _Streamed:
+class Streamed:
     """A reader and a writer, one after the other."""
 
-    def __init__(self, answer: StreamedAnswer, writer: _Writer) -> None:
+    def __init__(self, answer: StreamedAnswer, writer: Writer) -> None:
         self._answer = answer
         self._writer = writer
 
@@ -230,57 +227,46 @@ class _Streamed:
 class _Whole:
     """Bedrock's own body, byte for byte; read only for its usage."""
 
+    started = False
+
     def __init__(self, family: Family, request_id: str) -> None:
-        self._family = family
+        self._answer = WholeAnswer(family.answer)
         self._request_id = request_id
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self._expected: int | None = None
-        self._meter = Meter()
         self._content_type = "application/json"
-        self.started = False
-        self.ended = False
-        self.fault: ProxyError | None = None
 
     @property
     def heard(self) -> bool:
-        return self._size > 0
+        return self._answer.size > 0
+
+    @property
+    def ended(self) -> bool:
+        return self._answer.ended
+
+    @property
+    def fault(self) -> ProxyError | None:
+        return self._answer.fault
 
     @property
     def usage(self) -> Usage:
-        return self._meter.usage
+        return self._answer.meter.usage
 
     @property
     def seen_output_tokens(self) -> int:
-        return self._meter.seen_output_tokens
+        return self._answer.meter.seen_output_tokens
 
     def begin(self, head: UpstreamHead) -> None:
-        self._meter.headers(head.headers)
+        self._answer.begin(head)
         self._content_type = head.first("content-type") or self._content_type
-        length = head.first("content-length")
-        if length is not None and length.isdecimal():
-            self._expected = int(length)
 
     def headers(self) -> Headers:
         return (("content-type", self._content_type),)
 
     def feed(self, chunk: bytes) -> bytes:
-        self._pieces.append(chunk)
-        self._size += len(chunk)
-        if self._size > _MAX_WHOLE:
-            self.fault = faults.corrupt()
-            self._pieces.clear()
+        self._answer.feed(chunk)
         return b""
 
     def finish(self) -> bytes:
-        if self.fault is None and self._expected is not None and self._size < self._expected:
-            self.fault = faults.torn()
-        if self.fault is not None:
-            return b""
-        body = b"".join(self._pieces)
-        self._meter.saw(whole_answer(self._family, body))
-        self.ended = True
-        return body
+        return self._answer.finish()
 
     def fail(self, error: ProxyError) -> bytes:
         return _dumps(error_object(error, self._request_id)) + b"\n"
