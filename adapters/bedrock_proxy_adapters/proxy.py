@@ -17,6 +17,7 @@ from typing import Final, Literal, Protocol, TypeAlias, cast
 from attrs import evolve, frozen
 
 from bedrock_proxy.admission import Lease
+from bedrock_proxy.dialects.dialect import Dialect
 from bedrock_proxy.drive import Gone, Interrupts, Shutdown
 from bedrock_proxy.effects import Flow
 from bedrock_proxy.errors import ConfigurationError, ProxyError
@@ -162,9 +163,16 @@ class Proxy:
 
     # --- one request ----------------------------------------------------------------
 
-    def passage(self, request: Request, body: Body, faces: Faces) -> "Passage":
-        """A request on its way; the host drives it and says when it has ended."""
-        passage = Passage(self, request, body, faces)
+    def passage(
+        self, request: Request, body: Body, faces: Faces, spoken: Dialect | None = None
+    ) -> "Passage":
+        """
+        A request on its way; the host drives it and says when it has ended.
+
+        Args:
+            spoken: See :func:`bedrock_proxy.exchange.exchange`.
+        """
+        passage = Passage(self, request, body, faces, spoken)
         with self._lock:
             self._passages.add(passage)
         return passage
@@ -272,7 +280,14 @@ class Passage:
         has_left: Whether the client is known to have left.
     """
 
-    def __init__(self, proxy: Proxy, request: Request, body: Body, faces: Faces) -> None:
+    def __init__(
+        self,
+        proxy: Proxy,
+        request: Request,
+        body: Body,
+        faces: Faces,
+        spoken: Dialect | None = None,
+    ) -> None:
         self.interrupts = Interrupts()
         self.ports = Ports(
             clock=proxy.clock,
@@ -285,7 +300,7 @@ class Passage:
             slots=self,
             telemetry=proxy.telemetry,
         )
-        self.flow: Flow[ProxyError | None] = exchange(request, proxy.rules)
+        self.flow: Flow[ProxyError | None] = exchange(request, proxy.rules, spoken)
         self._proxy = proxy
         self._stream = False
         self._drain = False

@@ -102,7 +102,7 @@ class Application:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._faces is None:
-            self._faces = self._native_faces()
+            self._faces = self.faces()
         request = to_request(scope, self._proxy.base_path, new_request_id())
         body = _Body(receive)
         passage = self._proxy.passage(request, body, self._faces)
@@ -121,7 +121,8 @@ class Application:
         finally:
             watcher.cancel()
 
-    def _native_faces(self) -> Faces:
+    def faces(self) -> Faces:
+        """The ports as an event loop calls them best."""
         return Faces(
             store=_native(self._proxy.store), upstream=_native(self._proxy.upstream), pause=_Pause()
         )
