@@ -1,0 +1,80 @@
+"""
+The stores that the contract suite runs against. Another store joins by adding a line here.
+"""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from bedrock_proxy.admission import AdmissionRequest, Grant, Lease, Refusal
+from bedrock_proxy.customers import TokenOwner
+from bedrock_proxy.usage import UsageRecord
+from bedrock_proxy_adapters.stores.memory import MemoryStore
+from bedrock_proxy_adapters.stores.sqlite import SqliteStore
+
+
+@frozen
+class StoreFactory:
+    """
+    How to get a store.
+
+    Attributes:
+        make: A store that keeps what it keeps in the folder; called again on the same
+            folder it opens the same store.
+        is_durable: Whether what is written survives the store object.
+    """
+
+    name: str
+    make: Callable[[Path], Any]
+    is_durable: bool
+
+
+RUNNER = asyncio.Runner()
+"""The one event loop of the suite; the suite closes it."""
+
+
+class OnALoop(SqliteStore):
+    """The native face, called from tests that know no event loop."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, reap_at_admission=False)
+        self._face = self.native()
+
+    def find_token(self, digest: bytes, at: int) -> TokenOwner | None:
+        return RUNNER.run(self._face.find_token(digest, at))
+
+    def admit(self, request: AdmissionRequest) -> Grant | Refusal:
+        return RUNNER.run(self._face.admit(request))
+
+    def renew(self, lease: Lease, at: int) -> Lease:
+        return RUNNER.run(self._face.renew(lease, at))
+
+    def release(self, request: AdmissionRequest) -> None:
+        RUNNER.run(self._face.release(request))
+
+    def finish(self, record: UsageRecord, lease: Lease) -> None:
+        RUNNER.run(self._face.finish(record, lease))
+
+
+def _memory(folder: Path) -> MemoryStore:
+    return MemoryStore(reap_at_admission=False)
+
+
+def _sqlite(folder: Path) -> SqliteStore:
+    return SqliteStore(folder / "store.db", reap_at_admission=False)
+
+
+def _native(folder: Path) -> OnALoop:
+    return OnALoop(folder / "store.db")
+
+
+MEMORY = StoreFactory("memory", _memory, is_durable=False)
+SQLITE = StoreFactory("sqlite", _sqlite, is_durable=True)
+SQLITE_NATIVE = StoreFactory("sqlite-native", _native, is_durable=True)
+
+FACTORIES = [MEMORY, SQLITE, SQLITE_NATIVE]
+THREADED = [MEMORY, SQLITE]
+"""Those whose ports may be called from several threads."""
