@@ -34,6 +34,7 @@ NAMES = {
     Operation.CONVERSE_STREAM: "converse-stream",
     Operation.COUNT_TOKENS: "count-tokens",
 }
+GUARDRAIL_VERSION = "3"
 EVERY_OPERATION = pytest.mark.parametrize("operation", list(Operation))
 STREAMING = pytest.mark.parametrize(
     "operation", [Operation.INVOKE_STREAM, Operation.CONVERSE_STREAM]
@@ -41,7 +42,16 @@ STREAMING = pytest.mark.parametrize(
 
 
 def call(operation=Operation.CONVERSE_STREAM, body=ODD, model=MODEL, headers=()):
-    return UpstreamCall(operation, model, body, headers)
+    version = GUARDRAIL_VERSION if operation is Operation.APPLY_GUARDRAIL else ""
+    return UpstreamCall(operation, model, body, headers, version)
+
+
+def target(operation):
+    """AWS, Bedrock API reference: the request line of each operation."""
+    model = quote(MODEL, safe="")
+    if operation is Operation.APPLY_GUARDRAIL:
+        return f"/guardrail/{model}/version/{GUARDRAIL_VERSION}/apply"
+    return f"/model/{model}/{NAMES[operation]}"
 
 
 @EVERY_OPERATION
@@ -50,7 +60,7 @@ def test_the_request_body_is_sent_as_it_is(operation, face, upstream, server):
 
     (received,) = server.received
     assert received.method == "POST"
-    assert received.target == f"/model/{quote(MODEL, safe='')}/{NAMES[operation]}"
+    assert received.target == target(operation)
     assert received.body == ODD
     assert received.headers["content-length"] == str(len(ODD))
     assert received.headers["content-type"] == "application/json"
@@ -125,6 +135,12 @@ def test_the_model_id_is_encoded_as_boto3_encodes_it(operation, model, face, ups
         Operation.COUNT_TOKENS: lambda: plain.count_tokens(
             modelId=model, input={"invokeModel": {"body": b"{}"}}
         ),
+        Operation.APPLY_GUARDRAIL: lambda: plain.apply_guardrail(
+            guardrailIdentifier=model,
+            guardrailVersion=GUARDRAIL_VERSION,
+            source="INPUT",
+            content=[],
+        ),
     }
     answer = ask[operation]()
     for name in ("body", "stream"):
@@ -156,7 +172,8 @@ def test_S23_a_streamed_body_arrives_unchanged_in_any_chunking(
 
 
 @pytest.mark.parametrize(
-    "operation", [Operation.INVOKE, Operation.CONVERSE, Operation.COUNT_TOKENS]
+    "operation",
+    [Operation.INVOKE, Operation.CONVERSE, Operation.COUNT_TOKENS, Operation.APPLY_GUARDRAIL],
 )
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize(
