@@ -15,8 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
+import boto3
 import uvicorn
 from attrs import define, field
 
@@ -29,7 +30,7 @@ from bedrock_proxy_adapters.hosts.asgi import asgi_app
 from bedrock_proxy_adapters.proxy import Disconnect, Proxy
 from bedrock_proxy_adapters.simulator import RunningSimulator, start_in_thread
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
-from bedrock_proxy_adapters.upstream.boto3 import OUR_RETRIES, Boto3Upstream
+from bedrock_proxy_adapters.upstream.boto3 import OUR_RETRIES, Boto3Upstream, bedrock_client
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = tokens.mint(bytes(range(32)))
@@ -108,6 +109,14 @@ def wait_for(found: Callable[[], T | None], what: str, timeout: float = 20.0) ->
         time.sleep(0.02)
 
 
+def client_of(simulator: RunningSimulator) -> Any:
+    """The client that the proxy makes for itself, with credentials that are made up."""
+    session = boto3.Session(
+        aws_access_key_id="simulated", aws_secret_access_key="simulated", region_name="us-east-1"
+    )
+    return bedrock_client(endpoint_url=simulator.url, session=session)
+
+
 # --- hosts ------------------------------------------------------------------------------------
 
 
@@ -127,7 +136,7 @@ def on_uvicorn(
         add_customer(store)
         proxy = Proxy(
             store=store,
-            upstream=Boto3Upstream(simulator.client(), retries=OUR_RETRIES),
+            upstream=Boto3Upstream(client_of(simulator), retries=OUR_RETRIES),
             rules=rules,
             disconnect=disconnect,
             write_timeout=write_timeout,
@@ -308,6 +317,12 @@ class RawClient:
             if name.lower() == "x-request-id":
                 return value.strip()
         raise AssertionError(f"no x-request-id in {head}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
 
     def leave(self, *, reset: bool = False) -> None:
         """Close: politely (FIN) or not (RST)."""

@@ -22,4 +22,5 @@ def gunicorn_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]
 def host(request: pytest.FixtureRequest) -> Running:
     running: Running = request.getfixturevalue(f"{request.param}_host")
     running.simulator.reset()
+    running.simulator.default(None)
     return running

@@ -1,0 +1,318 @@
+"""
+Clients that leave (S01, S02, S03, S14, S21), servers that stop (S20): one row each with
+the right usage, and nothing left running.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.routing import Mount
+from tests.running import (
+    RawClient,
+    Running,
+    add_customer,
+    body,
+    free_port,
+    on_gunicorn,
+    on_uvicorn,
+    post,
+    server_environment,
+    wait_for,
+)
+
+from bedrock_proxy.usage import Basis, Outcome
+from bedrock_proxy_adapters.simulator import Script, start_in_thread
+from bedrock_proxy_adapters.stores.sqlite import SqliteStore
+
+LONG = Script(events=40, text="word " * 40, pace=0.002, input_tokens=9, output_tokens=40)
+
+
+def under_middleware(app: Any) -> Any:
+    """The proxy as people mount it: below a BaseHTTPMiddleware."""
+
+    class Passing(BaseHTTPMiddleware):
+        async def dispatch(self, request: Any, call_next: Any) -> Any:
+            return await call_next(request)
+
+    outer = Starlette(routes=[Mount("/", app=app)])
+    outer.add_middleware(Passing)
+    return outer
+
+
+@pytest.fixture(scope="module", params=["uvicorn", "middleware", "gunicorn"])
+def draining(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp(f"drain-{request.param}")
+    if request.param == "gunicorn":
+        with on_gunicorn(folder) as running:
+            yield running
+    else:
+        wrap = under_middleware if request.param == "middleware" else (lambda app: app)
+        with on_uvicorn(folder, wrap=wrap) as running:
+            yield running
+
+
+def resources(running: Running) -> tuple[int, int]:
+    """Threads and file descriptors of the process that serves."""
+    pid = os.getpid() if running.process is None else running.process.pid
+    processes = [psutil.Process(pid), *psutil.Process(pid).children()]
+    return sum(p.num_threads() for p in processes), sum(p.num_fds() for p in processes)
+
+
+def leave(running: Running, rng: random.Random) -> str:
+    """One client that leaves at a random byte; the id of its request."""
+    with RawClient(running) as client:
+        request_id = client.request_id
+        client.read_bytes(len(client.received) + rng.randrange(1, 900))
+        client.leave(reset=rng.random() < 0.5)
+    return request_id
+
+
+def test_S01_two_hundred_clients_that_leave_lose_nothing_of_the_bill(draining: Running) -> None:
+    draining.simulator.reset()
+    draining.simulator.default(LONG)
+    assert 200 == post(draining)[0]
+    draining.quiet()
+    before = resources(draining)
+    rng = random.Random(1)
+    ids: list[str] = []
+
+    def some(seed: int) -> None:
+        own = random.Random(seed)
+        for _ in range(20):
+            ids.append(leave(draining, own))
+
+    threads = [threading.Thread(target=some, args=(rng.random(),)) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 200 == len(set(ids))
+    rows = {row.request_id: row for row in draining.new_rows(0, 201)}
+    wrong = [
+        row
+        for request_id in ids
+        if (row := rows[request_id]).basis is not Basis.REPORTED
+        or (row.input_tokens, row.output_tokens) != (9, 40)
+        or row.outcome not in {Outcome.CLIENT_GONE, Outcome.OK}
+    ]
+    assert [] == wrong
+    assert sum(row.outcome is Outcome.CLIENT_GONE for row in rows.values()) > 100
+    draining.quiet()
+    # Kept connections may stay, as many as were open at once (here both of their ends are
+    # in one process); two hundred of anything may not.
+    wait_for(
+        lambda: back_to(before, resources(draining)) or None, f"{before} from {resources(draining)}"
+    )
+
+
+def back_to(before: tuple[int, int], now: tuple[int, int]) -> bool:
+    return all(have <= had + 100 for have, had in zip(now, before, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["uvicorn", "gunicorn"])
+def test_S01_under_the_policy_cancel_the_call_is_closed_at_once(kind: str, tmp_path: Path) -> None:
+    host = (
+        on_uvicorn(tmp_path, disconnect="cancel")
+        if kind == "uvicorn"
+        else on_gunicorn(tmp_path, BEDROCK_PROXY_DISCONNECT="cancel")
+    )
+    with host as running:
+        running.simulator.default(Script(events=2_000, text="word " * 2_000, pace=0.01))
+        with RawClient(running) as client:
+            request_id = client.request_id
+            client.read_until(b"word")
+            client.leave()
+        running.simulator.wait_calls(1)[0].wait_aborted(10)
+        row = running.row(request_id)
+        assert (Outcome.CLIENT_GONE, Basis.PARTIAL) == (row.outcome, row.basis)
+        assert row.input_tokens > 0
+        assert 0 < row.output_tokens < 1_000
+        running.quiet()
+
+
+def test_S02_a_client_that_leaves_in_silence_is_noticed_within_a_second(tmp_path: Path) -> None:
+    with on_uvicorn(tmp_path, disconnect="cancel") as running:
+        running.simulator.default(Script(pieces=("a", "b"), stall_after=3, stall=60.0))
+        with RawClient(running) as client:
+            request_id = client.request_id
+            client.read_until(b'"a"')
+            client.leave()
+        left = time.monotonic()
+        row = running.row(request_id, timeout=5)
+        assert time.monotonic() - left < 1.5, "a ping would take 15 s"
+        assert (Outcome.CLIENT_GONE, Basis.PARTIAL) == (row.outcome, row.basis)
+
+
+def test_S03_clients_that_close_after_the_last_event_were_served(draining: Running) -> None:
+    draining.simulator.reset()
+    draining.simulator.default(Script(text="one two three"))
+    ids: list[str] = []
+    for n in range(60):
+        with RawClient(draining) as client:
+            ids.append(client.request_id)
+            client.read_until(b"data: [DONE]\n\n")
+            client.leave(reset=n % 2 == 0)
+    rows = [draining.row(request_id) for request_id in ids]
+    assert {Outcome.OK} == {row.outcome for row in rows}
+
+
+def test_S14_a_reader_that_stops_reading_holds_the_model_back(tmp_path: Path) -> None:
+    with on_uvicorn(tmp_path, write_timeout=2.0, disconnect="cancel") as running:
+        big = "x" * 10_000
+        running.simulator.default(Script(pieces=(big,) * 2_000))
+        with RawClient(running) as client:
+            request_id = client.request_id
+            call = running.simulator.wait_calls(1)[0]
+            wait_for(lambda: call.aborted or None, "the write timeout", 20)
+            # The kernel's own buffers take some megabytes; the rest was never read.
+            assert call.events_written < 1_900
+            row = running.row(request_id)
+            assert (Outcome.CLIENT_GONE, Basis.PARTIAL) == (row.outcome, row.basis)
+        running.quiet()
+
+
+def test_S21_the_hosts_task_may_be_cancelled_at_every_await(tmp_path: Path) -> None:
+    """One row each, whichever await the server's own task is cancelled at."""
+    with on_uvicorn(tmp_path) as running:
+        assert running.proxy is not None
+        running.simulator.default(Script(events=4, text="a b c d", input_tokens=5, output_tokens=4))
+        from bedrock_proxy_adapters.hosts.asgi import asgi_app
+
+        app = asgi_app(running.proxy)
+        content = body()
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "POST",
+            "path": "/bedrock",
+            "raw_path": b"/bedrock",
+            "root_path": "",
+            "query_string": b"",
+            "headers": [
+                (b"host", b"t"),
+                (b"authorization", f"Bearer {_token()}".encode()),
+                (b"content-type", b"application/json"),
+            ],
+        }
+
+        async def one(cancel_after: int) -> None:
+            steps = 0
+            stopped = asyncio.Event()
+
+            async def receive() -> dict[str, Any]:
+                nonlocal steps
+                if steps == 0:
+                    steps = 1
+                    return {"type": "http.request", "body": content, "more_body": False}
+                await stopped.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message: Any) -> None:
+                await asyncio.sleep(0)
+
+            task = asyncio.create_task(app(scope, receive, send))
+            for _ in range(cancel_after):
+                if task.done():
+                    break
+                await asyncio.sleep(0.002)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            stopped.set()
+
+        async def all_of_them() -> int:
+            for k in range(30):
+                await one(k)
+            until = time.monotonic() + 20
+            while running.proxy is not None and running.proxy.under_way:
+                assert time.monotonic() < until, "a flow was lost"
+                await asyncio.sleep(0.01)
+            return len([t for t in asyncio.all_tasks() if t is not asyncio.current_task()])
+
+        assert 0 == asyncio.run(all_of_them()), "tasks were left"
+        rows = running.rows()
+        assert len(running.simulator.calls) == len(rows)
+        assert len(rows) >= 28, "a request whose body was not yet read has no row"
+        assert {(5, 4, Basis.REPORTED)} == {
+            (r.input_tokens, r.output_tokens, r.basis) for r in rows
+        }
+        assert not running.store.open_leases()
+
+
+def _token() -> str:
+    from tests.running import TOKEN
+
+    return TOKEN
+
+
+@pytest.mark.parametrize("streams", [20])
+def test_S20_sigterm_lets_streams_finish_and_tells_the_rest(streams: int, tmp_path: Path) -> None:
+    """A real `bedrock-proxy serve`, told to stop with short and endless streams under way."""
+    with start_in_thread() as simulator:
+        store = SqliteStore(tmp_path / "proxy.db")
+        add_customer(store)
+        port = free_port()
+        with (tmp_path / "serve.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.hosts.short_grace", "--port", str(port)],
+                env=server_environment(simulator, tmp_path),
+                cwd=tmp_path,
+                stdout=log,
+                stderr=log,
+            )
+        running = Running("uvicorn", "127.0.0.1", port, simulator, store, process=process)
+        try:
+            from tests.running import answers
+
+            wait_for(lambda: answers(port) or None, "serve")
+            simulator.default(Script(pieces=("go", "on"), stall_after=3, stall=120.0))
+            endless = [RawClient(running) for _ in range(streams)]
+            for client in endless:
+                client.read_until(b'"go"')
+            simulator.default(Script(pieces=("go", "on"), stall_after=3, stall=1.0))
+            short = [RawClient(running) for _ in range(5)]
+            for client in short:
+                client.read_until(b'"go"')
+            process.send_signal(signal.SIGTERM)
+            for client in short:
+                client.read_until(b"data: [DONE]\n\n")
+            for client in endless:
+                said = client.read_rest()
+                assert b'"code": "server_shutdown"' in said
+                assert b"[DONE]" not in said
+            assert 0 == process.wait(20)
+            rows = store_rows(store)
+            assert streams + 5 == len(rows)
+            assert {(Outcome.SHUTDOWN, Basis.PARTIAL), (Outcome.OK, Basis.REPORTED)} == {
+                (row.outcome, row.basis) for row in rows
+            }
+            assert not store.open_leases()
+            assert b"Traceback" not in (tmp_path / "serve.log").read_bytes()
+            for client in [*endless, *short]:
+                client.leave()
+        finally:
+            process.kill()
+            process.wait()
+            store.close()
+
+
+def store_rows(store: SqliteStore) -> list[Any]:
+    from bedrock_proxy.store import every_row
+
+    return list(every_row(store))
