@@ -220,7 +220,9 @@ def proxy_from_env(
 
     settings = Settings.from_env(environ)
     streams = settings.max_streams or 200
-    client = bedrock_client(max_connections=streams)
+    # The socket's own timeout is a net below the flow's, which end a call with a better answer.
+    patience = max(settings.first_byte_timeout, settings.idle_timeout) + 30.0
+    client = bedrock_client(max_connections=streams, read_timeout=patience)
     upstream = Boto3Upstream(client, max_streams=streams, retries=OUR_RETRIES)
     return Proxy(
         store=open_store(settings.store),
