@@ -9,6 +9,7 @@ and are listed, with their meaning, in :class:`Settings` and in ``docs/reference
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 from urllib.parse import unquote, urlsplit
@@ -16,12 +17,15 @@ from urllib.parse import unquote, urlsplit
 from attrs import field, fields, frozen
 
 from bedrock_proxy.errors import ConfigurationError
+from bedrock_proxy.ports import Gate
 from bedrock_proxy.rules import Rules
 from bedrock_proxy_adapters.proxy import Disconnect, LoggingTelemetry, Proxy
+from bedrock_proxy_adapters.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from bedrock_proxy.usage import UsageRecord
     from bedrock_proxy_adapters.stores.memory import MemoryStore
+    from bedrock_proxy_adapters.stores.spool import Spool
     from bedrock_proxy_adapters.stores.sqlite import SqliteStore
 
 T = TypeVar("T")
@@ -66,6 +70,11 @@ class Settings:
     max_duration: float = _setting(900.0, "Seconds one call may take in all.")
     lease_seconds: float = _setting(
         300.0, "How long an admitted request holds its reservation unless renewed."
+    )
+    spool: str | None = _setting(
+        None,
+        "A file where settlements wait while the store is down. Default: beside the SQLite "
+        "file, with `-spool` at its end; none for `memory:`.",
     )
     aws_account: str | None = _setting(
         None, "The AWS account whose ARNs clients may name; unset means any."
@@ -161,6 +170,7 @@ _READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "idle_timeout": _seconds,
     "max_duration": _seconds,
     "lease_seconds": _seconds,
+    "spool": _text,
     "aws_account": _account,
 }
 
@@ -224,11 +234,38 @@ def proxy_from_env(
     patience = max(settings.first_byte_timeout, settings.idle_timeout) + 30.0
     client = bedrock_client(max_connections=streams, read_timeout=patience)
     upstream = Boto3Upstream(client, max_streams=streams, retries=OUR_RETRIES)
+    store = open_store(settings.store)
+    spool = _spool(settings)
     return Proxy(
-        store=open_store(settings.store),
+        store=store,
         upstream=upstream,
         rules=settings.rules(client.meta.region_name),
-        telemetry=LoggingTelemetry(finished=log_usage if finished is None else finished),
+        telemetry=LoggingTelemetry(
+            finished=log_usage if finished is None else finished,
+            spool=None if spool is None else spool.append,
+        ),
         disconnect=cast("Disconnect", settings.disconnect),
         base_path=settings.base_path,
+        guard=_open if spool is None else partial(_closed_when_full, spool=spool),
+        upkeep=Upkeep(store, settings.lease_seconds / 2, spool),
     )
+
+
+def _spool(settings: Settings) -> "Spool | None":
+    """Where settlements wait while the store is down; nowhere for a store in memory."""
+    path = store_path(settings.store)
+    if settings.spool is None and path is None:
+        return None
+    from bedrock_proxy_adapters.stores.spool import Spool
+
+    return Spool(settings.spool if settings.spool is not None else f"{path}-spool")
+
+
+def _open(gate: Gate) -> Gate:
+    return gate
+
+
+def _closed_when_full(gate: Gate, spool: "Spool") -> Gate:
+    from bedrock_proxy_adapters.stores.spool import SpoolGate
+
+    return SpoolGate(gate, spool)

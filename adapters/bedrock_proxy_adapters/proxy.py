@@ -37,6 +37,7 @@ from bedrock_proxy.ports import (
 )
 from bedrock_proxy.rules import Rules
 from bedrock_proxy.usage import UsageRecord
+from bedrock_proxy_adapters.upkeep import Upkeep
 
 Disconnect: TypeAlias = Literal["drain", "cancel"]
 
@@ -57,6 +58,7 @@ class Faces:
     store: Store
     upstream: Upstream
     pause: Pause
+    gate: Gate
 
 
 class SystemClock:
@@ -130,6 +132,9 @@ class Proxy:
         max_streams: How many calls at once; the upstream's own bound where None.
         base_path: A prefix that is stripped from every path.
         write_timeout: Seconds a client may leave a write waiting, where the host can tell.
+        guard: Put before the store's gate, on every kind of host (a spool that is full
+            closes admission).
+        upkeep: What goes on beside the requests, from the first of them on.
     """
 
     def __init__(
@@ -143,6 +148,8 @@ class Proxy:
         max_streams: int | None = None,
         base_path: str = "",
         write_timeout: float = 120.0,
+        guard: Callable[[Gate], Gate] = lambda gate: gate,
+        upkeep: Upkeep | None = None,
     ) -> None:
         self.store = store
         self.upstream = upstream
@@ -153,7 +160,9 @@ class Proxy:
         self.max_streams = upstream.max_streams if max_streams is None else max_streams
         self.base_path = base_path.rstrip("/")
         self.write_timeout = write_timeout
+        self.guard = guard
         self.clock = SystemClock()
+        self._upkeep = upkeep
         self._lock = threading.Lock()
         self._quiet = threading.Condition(self._lock)
         self._passages: set[Passage] = set()
@@ -172,6 +181,7 @@ class Proxy:
         Args:
             spoken: See :func:`bedrock_proxy.exchange.exchange`.
         """
+        self.begin()
         passage = Passage(self, request, body, faces, spoken)
         with self._lock:
             self._passages.add(passage)
@@ -194,7 +204,11 @@ class Proxy:
                     f"This host has no event loop, and the {name} {type(port).__name__} needs one; "
                     "use a blocking one, or mount the proxy with asgi_app."
                 )
-        return Faces(store=self.store, upstream=self.upstream, pause=SleepingPause())
+        return self.faces(self.store, self.upstream, SleepingPause())
+
+    def faces(self, store: Store, upstream: Upstream, pause: Pause) -> Faces:
+        """The ports as a host calls them; *store* and *upstream* are faces of this proxy's own."""
+        return Faces(store=store, upstream=upstream, pause=pause, gate=self.guard(store))
 
     # --- the whole ------------------------------------------------------------------
 
@@ -207,6 +221,11 @@ class Proxy:
     def under_way(self) -> int:
         """How many requests have not ended yet, drains included."""
         return len(self._passages)
+
+    def begin(self) -> None:
+        """Begin the upkeep, once in each process; servers call it when they start."""
+        if self._upkeep is not None:
+            self._upkeep.begin()
 
     def stop_accepting(self) -> None:
         """Turn ``/readyz`` to 503, so that fronts send new work elsewhere."""
@@ -234,7 +253,9 @@ class Proxy:
         return self.under_way
 
     def close(self) -> None:
-        """Close the store and the upstream, where they can be closed."""
+        """End the upkeep; close the store and the upstream, where they can be closed."""
+        if self._upkeep is not None:
+            self._upkeep.end()
         for port in (self.upstream, self.store):
             close = getattr(port, "close", None)
             if callable(close):
@@ -294,7 +315,7 @@ class Passage:
             pause=faces.pause,
             body=body,
             tokens=faces.store,
-            gate=faces.store,
+            gate=faces.gate,
             ledger=faces.store,
             upstream=faces.upstream,
             slots=self,

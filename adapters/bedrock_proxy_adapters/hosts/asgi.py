@@ -91,6 +91,7 @@ class Application:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
+                self._proxy.begin()
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 await self.shutdown()
@@ -123,9 +124,8 @@ class Application:
 
     def faces(self) -> Faces:
         """The ports as an event loop calls them best."""
-        return Faces(
-            store=_native(self._proxy.store), upstream=_native(self._proxy.upstream), pause=_Pause()
-        )
+        proxy = self._proxy
+        return proxy.faces(_native(proxy.store), _native(proxy.upstream), _Pause())
 
     async def perform(self, effect: Effect[Any], passage: Passage) -> Any:
         """Answer *effect* in the way its port says it is called."""
