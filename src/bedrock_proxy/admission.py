@@ -191,7 +191,7 @@ class GateState:
     day_requests: int = 0
     day_tokens: int = 0
     day_cost: int = 0
-    month: int = 0
+    month: int = 1970 * 12
     month_requests: int = 0
     month_tokens: int = 0
     month_cost: int = 0
