@@ -31,6 +31,7 @@ from bedrock_proxy.ports import (
     UpstreamUnreachable,
 )
 from bedrock_proxy.rules import Rules
+from bedrock_proxy.store import Spent, Standing
 from bedrock_proxy.usage import UsageRecord
 
 TOKEN = tokens.mint(bytes(range(32)))
@@ -242,6 +243,13 @@ class World:
         self.store_calls += 1
         owner = self.owner
         return owner if owner is not None and owner.key.digest == digest else None
+
+    def standing(self, customer_id: str, at: int) -> Standing:
+        self.store_calls += 1
+        nothing = Spent(requests=0, tokens=0, cost_nanousd=0)
+        return Standing(
+            customer_id=customer_id, limits=(), in_flight=0, today=nothing, month=nothing
+        )
 
     def admit(self, request: AdmissionRequest) -> Grant | Refusal:
         self.store_calls += 1

@@ -4,7 +4,7 @@ and says which port answers it and how.
 """
 
 from collections.abc import Generator
-from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
 from attrs import frozen
 
@@ -22,6 +22,9 @@ from bedrock_proxy.ports import (
     UpstreamReply,
 )
 from bedrock_proxy.usage import UsageRecord
+
+if TYPE_CHECKING:
+    from bedrock_proxy.store import Standing
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -106,6 +109,20 @@ class FindToken(Effect["TokenOwner | None"]):
 
     def run(self, ports: Ports) -> Answer[TokenOwner | None]:
         return ports.tokens.find_token(self.digest, self.at)
+
+
+@frozen
+class FindStanding(Effect["Standing"]):
+    """What has a customer used, and what remains?"""
+
+    customer_id: str
+    at: int
+
+    def on(self, ports: Ports) -> HasKind:
+        return ports.tokens
+
+    def run(self, ports: Ports) -> "Answer[Standing]":
+        return ports.tokens.standing(self.customer_id, self.at)
 
 
 @frozen

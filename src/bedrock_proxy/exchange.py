@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
+from attrs import asdict
+
 from bedrock_proxy import front, routes, tokens
 from bedrock_proxy.admission import AdmissionRequest, Barred, Grant, Limit, LimitState, Refusal
 from bedrock_proxy.course import Course, carry, say_terminal
@@ -18,6 +20,7 @@ from bedrock_proxy.dialects.dialect import Call, Dialect
 from bedrock_proxy.drive import Ending, Interruption, Shutdown
 from bedrock_proxy.effects import (
     Admit,
+    FindStanding,
     FindToken,
     Finish,
     Flow,
@@ -137,15 +140,10 @@ def _admitted(
     request: Request, rules: Rules, found: routes.Found, dialect: Dialect
 ) -> Flow[ProxyError | None]:
     arrived = yield from ask(Now())
-    token = front.credential(request, signed_route=dialect.name == "bedrock")
-    if not tokens.check_shape(token):
-        raise front.unauthorized()
-    front.check_media(request, rules.max_body_bytes)
-    owner = yield from ask(FindToken(tokens.digest(token, rules.pepper), arrived.epoch_ms))
-    if owner is None:
-        raise front.unauthorized()
-    if owner.status is not CustomerStatus.ACTIVE:
-        raise _disabled()
+    owner = yield from _owner(request, rules, dialect, arrived)
+    if found.route.gate is routes.Gate.AUTHENTICATED:
+        yield from _standing(request, owner, arrived)
+        return None
     body = yield from ask(ReceiveBody(rules.max_body_bytes, rules.body_timeout))
     call = dialect.call(request, body, found.route.operation, found.model)
     check_arn(call.model, region=rules.region, account=rules.account)
@@ -164,6 +162,55 @@ def _admitted(
         raise _refusal(grant)
     course = Course(request, rules, call, arrived, grant.lease, _extra_headers(grant, owner))
     return (yield from _settled(course))
+
+
+def _owner(request: Request, rules: Rules, dialect: Dialect, arrived: Instant) -> Flow[TokenOwner]:
+    """Whose token it is. The one gate of every route that is not public."""
+    token = front.credential(request, signed_route=dialect.name == "bedrock")
+    if not tokens.check_shape(token):
+        raise front.unauthorized()
+    front.check_media(request, rules.max_body_bytes)
+    owner = yield from ask(FindToken(tokens.digest(token, rules.pepper), arrived.epoch_ms))
+    if owner is None:
+        raise front.unauthorized()
+    if owner.status is not CustomerStatus.ACTIVE:
+        raise _disabled()
+    return owner
+
+
+def _standing(request: Request, owner: TokenOwner, arrived: Instant) -> Flow[None]:
+    """``GET /v1/usage``: the caller's own usage, and what remains."""
+    standing = yield from ask(FindStanding(owner.customer_id, arrived.epoch_ms))
+    seconds = arrived.epoch_ms // 1000
+    body = json.dumps(
+        {
+            "customer_id": standing.customer_id,
+            "limits": {
+                state.name.value: {
+                    "limit": state.limit,
+                    "remaining": state.remaining,
+                    "resets_at": seconds + state.resets_in,
+                }
+                for state in standing.limits
+            },
+            "in_flight": standing.in_flight,
+            "today": asdict(standing.today),
+            "month": asdict(standing.month),
+        }
+    ).encode()
+    headers = (
+        ("content-type", "application/json"),
+        ("content-length", str(len(body) + 1)),
+        ("cache-control", "no-store"),
+        ("x-request-id", request.request_id),
+        *limit_headers(standing.limits),
+        *_deprecation(owner),
+    )
+    try:
+        yield Head(200, headers)
+        yield body + b"\n"
+    except Interruption:
+        return
 
 
 def _admission(
@@ -255,10 +302,13 @@ def limit_headers(states: Sequence[LimitState]) -> Headers:
 
 
 def _extra_headers(grant: Grant, owner: TokenOwner) -> Headers:
-    limits = limit_headers(grant.limits)
-    if owner.key.deprecated_at is None:
-        return limits
-    return (*limits, ("deprecation", f"@{owner.key.deprecated_at // 1000}"))  # RFC 9745
+    return (*limit_headers(grant.limits), *_deprecation(owner))
+
+
+def _deprecation(owner: TokenOwner) -> Headers:
+    """While a rotated token's grace period runs: when it was rotated (RFC 9745)."""
+    rotated = owner.key.deprecated_at
+    return () if rotated is None else (("deprecation", f"@{rotated // 1000}"),)
 
 
 # --- from lease to ledger -------------------------------------------------------------------

@@ -82,6 +82,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _route(
         "POST", "/guardrail/{guardrail}/version/{version}/apply", Gate.ADMITTED, "apply", BEDROCK
     ),
+    _route("GET", r"/v1/usage", Gate.AUTHENTICATED, "usage"),
     _route("GET", r"/healthz", Gate.PUBLIC, "health"),
     _route("HEAD", r"/healthz", Gate.PUBLIC, "health"),
     _route("GET", r"/readyz", Gate.PUBLIC, "ready"),

@@ -250,7 +250,7 @@ class Books(Protocol):
         ...
 
 
-class Store(TokenDirectory, Gate, Ledger, Customers, Books, Protocol):
+class Store(Customers, Books, TokenDirectory, Gate, Ledger, Protocol):
     """Everything in one place: what the memory and SQLite stores are."""
 
 

@@ -229,6 +229,12 @@ class NativeSqliteStore:
         """See :class:`~bedrock_proxy.ports.Gate`."""
         return await self._database.writer().ado(self._database.admission(request))
 
+    async def standing(self, customer_id: str, at: int) -> Standing:
+        """See :class:`~bedrock_proxy.ports.TokenDirectory`."""
+        return await self._database.writer().ado(
+            lambda connection: gate.standing(connection, customer_id, at)
+        )
+
     async def renew(self, lease: Lease, at: int) -> Lease:
         """See :class:`~bedrock_proxy.ports.Gate`."""
         return await self._database.writer().ado(

@@ -1,0 +1,77 @@
+"""``GET /v1/usage``: the caller's own usage and what remains, on real servers."""
+
+import http.client
+import json
+import time
+from typing import Any
+
+import pytest
+from tests.running import Running, add_customer, body
+
+from bedrock_proxy import tokens
+from bedrock_proxy.customers import Limits
+from bedrock_proxy_adapters.simulator import Script
+
+_made: dict[str, str] = {}
+
+
+def own_token(host: Running) -> str:
+    """A customer of this module's own, with limits."""
+    if host.name not in _made:
+        token = tokens.mint(bytes(range(1, 33)))
+        add_customer(
+            host.store,
+            token,
+            Limits(requests_per_minute=60, requests_per_day=100, tokens_per_day=5_000),
+        )
+        _made[host.name] = token
+    return _made[host.name]
+
+
+def call(host: Running, method: str, path: str, token: str | None, content: bytes = b"") -> Any:
+    connection = http.client.HTTPConnection(host.host, host.port, timeout=20)
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    connection.request(method, path, content, headers)
+    reply = connection.getresponse()
+    said = reply.read()
+    connection.close()
+    return reply.status, {k.lower(): v for k, v in reply.getheaders()}, json.loads(said)
+
+
+def test_usage_counts_what_was_settled_and_says_what_remains(host: Running) -> None:
+    token = own_token(host)
+    before = call(host, "GET", "/v1/usage", token)[2]
+    host.simulator.script(Script(text="one two", input_tokens=7, output_tokens=3))
+    assert 200 == call(host, "POST", "/bedrock", token, body(stream=False))[0]
+    host.quiet()
+    now = time.time()
+    status, headers, said = call(host, "GET", "/v1/usage", token)
+    assert (200, "application/json") == (status, headers["content-type"])
+    assert said["customer_id"] == before["customer_id"]
+    assert before["today"]["requests"] + 1 == said["today"]["requests"]
+    assert before["month"]["tokens"] + 10 == said["month"]["tokens"]
+    day = said["limits"]["requests_per_day"]
+    assert (100, 100 - said["today"]["requests"]) == (day["limit"], day["remaining"])
+    assert now < day["resets_at"] <= now + 86_401
+    assert {"requests_per_minute", "requests_per_day", "tokens_per_day"} == set(said["limits"])
+    assert str(day["remaining"]) == headers["x-ratelimit-remaining-requests-day"]
+    assert 0 == said["in_flight"]
+
+
+def test_every_answer_carries_the_limits(host: Running) -> None:
+    token = own_token(host)
+    status, headers, _ = call(host, "POST", "/bedrock", token, body(stream=False))
+    assert 200 == status
+    for name in ("requests", "requests-day", "tokens-day"):
+        for part in ("limit", "remaining", "reset"):
+            assert headers[f"x-ratelimit-{part}-{name}"].isdecimal()
+
+
+@pytest.mark.parametrize("token", [None, "x" * 20, tokens.mint(bytes(32))])
+def test_usage_is_nobody_elses_business(host: Running, token: str | None) -> None:
+    assert 401 == call(host, "GET", "/v1/usage", token)[0]
+
+
+def test_usage_cannot_be_posted(host: Running) -> None:
+    status, headers, _ = call(host, "POST", "/v1/usage", own_token(host), b"{}")
+    assert (405, "GET") == (status, headers["allow"])
