@@ -35,7 +35,7 @@ def store(tmp_path: Path) -> Any:
 
 
 def test_a_missing_folder_is_a_sentence_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="nowhere.* does not exist"):
+    with pytest.raises(ConfigurationError, match=r"nowhere.* does not exist"):
         SqliteStore(tmp_path / "nowhere" / "store.db")
 
 
@@ -117,7 +117,7 @@ def test_the_file_system_is_that_of_the_innermost_latest_mount(folder: str, kind
 def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = f"1 0 0:1 / / rw - ext4 a rw\n2 1 0:2 / {tmp_path.resolve()} rw - nfs4 host:/ rw\n"
     monkeypatch.setattr(schema, "_read_mounts", lambda: mounts)
-    with pytest.raises(ConfigurationError, match="network file system .nfs4."):
+    with pytest.raises(ConfigurationError, match=r"network file system \(nfs4\)"):
         SqliteStore(tmp_path / "store.db")
 
 
