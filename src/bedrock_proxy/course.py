@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Literal, TypeVar
 
-from attrs import define
+from attrs import define, field
 
 from bedrock_proxy import faults
 from bedrock_proxy.admission import Lease
@@ -65,6 +65,7 @@ class Course:
         quiet_since: Since when nothing was said; None right after something was.
         all_said: Whether everything of a whole answer is out.
         read_out: Whether the upstream has been read to its end.
+        held: What is kept back until the answer is complete (``Call.hold``).
     """
 
     request: Request
@@ -84,6 +85,7 @@ class Course:
     quiet_since: float | None = None
     all_said: bool = False
     read_out: bool = False
+    held: list[bytes] = field(factory=list[bytes])
 
     def failed(self, error: ProxyError | None, outcome: Outcome = Outcome.ERROR) -> None:
         """Remember why it did not end well; the first reason counts."""
@@ -162,11 +164,13 @@ def carry(course: Course) -> Flow[None]:
             course.translation = course.call.translation()
             course.upstream = None
             course.read_out = False
+            course.held.clear()
             course.attempts += 1
             reply = yield from ask(Open(course.call.upstream))
             try:
                 yield from _relay(course, reply, course.translation)
             except ProxyError as fault:
+                yield from _say_held(course)
                 retried = course.attempts - 1
                 if course.head_said or fault.status not in faults.RETRIED_STATUSES:
                     raise
@@ -182,6 +186,8 @@ def carry(course: Course) -> Flow[None]:
     except Ending as ending:
         outcome = Outcome.TIMEOUT if isinstance(ending, Deadline) else Outcome.SHUTDOWN
         course.failed(ending.error, outcome)
+        with suppress(Interruption):
+            yield from _say_held(course)
         raise ending.error from None
     finally:
         if reply is not None:
@@ -212,7 +218,6 @@ def _relay(course: Course, reply: UpstreamReply, translation: Translation) -> Fl
     translation.begin(head)
     if course.call.head_first:
         yield from _say(course, translation, b"")
-    held: list[bytes] = []
     while True:
         got = yield from _heard(course, translation, lambda within: Read(reply, within))
         if isinstance(got, bytes):
@@ -224,17 +229,15 @@ def _relay(course: Course, reply: UpstreamReply, translation: Translation) -> Fl
             out = translation.finish()
         fault = translation.fault
         if course.call.hold:
-            held.append(out)
+            course.held.append(out)
         elif out or translation.started:
             yield from _say(course, translation, out)
         if fault is not None:
-            if course.call.hold and translation.started:
-                yield from _say(course, translation, b"".join(held))
             raise fault
         if got is END:
             break
     if course.call.hold:
-        yield from _say_whole(course, translation, b"".join(held))
+        yield from _say_whole(course, translation, b"".join(course.held))
 
 
 def _heard(
@@ -297,6 +300,13 @@ def _say(course: Course, translation: Translation, out: bytes) -> Flow[None]:
         yield out
         course.quiet_since = None
         course.all_said = whole
+
+
+def _say_held(course: Course) -> Flow[None]:
+    """The answer will not be complete: what there is of it goes out, before its terminal error."""
+    translation = course.translation
+    if course.call.hold and translation is not None and translation.started:
+        yield from _say(course, translation, b"".join(course.held))
 
 
 def _say_whole(course: Course, translation: Translation, out: bytes) -> Flow[None]:

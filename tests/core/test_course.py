@@ -310,6 +310,22 @@ def test_a_host_that_cannot_stream_gets_the_error_as_last_element() -> None:
     assert terminal(conversation)["code"] == "upstream_throttled"
 
 
+@pytest.mark.parametrize("end", ["reset", "stall", "deadline"])
+def test_a_host_that_cannot_stream_keeps_what_there_was_however_it_ended(end: str) -> None:
+    world = World()
+    conversation = Conversation(world, request(can_stream=False), ask_claude())
+    last: dict[str, list[Any]] = {
+        "reset": [UpstreamUnreachable(Trouble.BROKEN)],
+        "stall": [1_000.0],
+        "deadline": [lambda: conversation.interrupts.post(Deadline()), 1_000.0],
+    }
+    world.answers([*claude()[:3], *last[end]])
+    conversation.run()
+    assert json.loads(conversation.said)[0] == {"content": "Hel"}
+    assert terminal(conversation)["code"] == world.row.error_code
+    assert (world.row.attempts, world.row.basis) == (1, Basis.PARTIAL)
+
+
 def test_S07_a_reset_anywhere_in_a_frame_is_a_terminal_error() -> None:
     stream = claude(["Hel", "lo"])
     for offset in range(len(stream[3])):
