@@ -254,6 +254,12 @@ def _refusal(refusal: Refusal) -> ProxyError:
             return front.unauthorized()
         case Barred.CUSTOMER_DISABLED:
             return _disabled()
+        case Barred.PRICE_UNKNOWN:
+            return ClientFault(
+                "This model has no known price, and your budget is in money.",
+                Code.PRICE_UNKNOWN,
+                headers=headers,
+            )
         case limit:
             pass
     budget = limit not in {Limit.REQUESTS_PER_MINUTE, Limit.TOKENS_PER_MINUTE, Limit.CONCURRENCY}
