@@ -5,7 +5,7 @@ process, and written to real sockets.
 
 import json
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from tests.flows import MODEL, TOKEN, ask_claude
 
 from bedrock_proxy import tokens
@@ -85,6 +85,11 @@ class Row:
     looks_up: bool = False
     says: str = ""
     answers: Headers = ()
+
+    @property
+    def is_native(self) -> bool:
+        """Whether it is written on Bedrock's own wire, and so refused on it."""
+        return self.path.startswith("/model/") and self.status != 404
 
     @property
     def promise(self) -> str:
@@ -425,5 +430,50 @@ MODELS = (
     ),
 )
 
-ROWS: tuple[Row, ...] = (*FRAMING, *MEDIA, *ROUTING, *CREDENTIALS, *BODIES, *MODELS)
+
+def _in_path(name: str, model: str, status: int = 400, token: str = TOKEN) -> Row:
+    code = {400: "invalid_request", 403: "model_not_allowed", 404: "not_found"}[status]
+    path = f"/model/{model}/converse"
+    return Row(name, status, code, path=path, token=token, looks_up=status != 404)
+
+
+NATIVE = (
+    *(
+        _in_path(f"M35 {model}", model)
+        for model in (
+            "a.b%2Fc.d",
+            "a.b%3A",
+            "anthropic%253Aclaude",
+            "a.b/c.d",
+            "arn%3Aaws%3Abedrock",
+        )
+    ),
+    *(
+        _in_path(f"M73 in the path {model[:20]}", model)
+        for model in (
+            ".",
+            "..",
+            "%2e%2e",
+            "..%2f..%2fadmin",
+            "a.b%0d%0ax-injected:%201",
+            "a.b%3Fx=1",
+            "a.b%23x",
+            "a%20b",
+            "%C3%A4",
+            "a.b%00",
+            "http:%2F%2F169.254.169.254%2Flatest",
+            "a" * 2_049,
+        )
+    ),
+    # No route is found for what is no text: the token is not even looked at.
+    evolve(_in_path("M35 %ff", "%ff"), looks_up=False),
+    _in_path("M33 no model in the path", "", 404),
+    _in_path("M74 in the path", _arn(region="eu-west-1"), 403),
+    _in_path("M74 in the path, encoded", _arn(account="999999999999").replace("/", "%2F"), 403),
+    _in_path("M75 in the path", MODEL, 403, LIMITED),
+    _in_path("M76 in the path", f"us.{MODEL}", 403, LIMITED),
+)
+"""Bedrock's own wire names the model in the path."""
+
+ROWS: tuple[Row, ...] = (*FRAMING, *MEDIA, *ROUTING, *CREDENTIALS, *BODIES, *MODELS, *NATIVE)
 """Every row that is refused before Bedrock is called."""

@@ -13,6 +13,7 @@ from tests.faults.malformed import (
     BROUGHT,
     CREDENTIALS,
     EXPIRED,
+    FRAMING,
     LIMITED,
     MEDIA,
     MODELS,
@@ -60,9 +61,16 @@ def refused(row: Row, talk: Conversation) -> dict[str, object]:
     """The error object, once all that every refusal promises has been checked."""
     assert talk.head is not None
     error = said(talk)
-    assert (row.status, row.code) == (talk.status, error["code"])
-    assert {"error", "code", "request_id", "retryable"} <= error.keys()
-    assert error["request_id"] == talk.header("x-request-id") == "r-1"
+    assert row.status == talk.status
+    assert talk.header("x-request-id") == "r-1"
+    if row.is_native:
+        assert error.keys() == {"message"}
+        error["error"] = error["message"]
+        kind = {401: "AccessDenied", 403: "AccessDenied"}.get(row.status, "Validation")
+        assert talk.header("x-amzn-errortype") == f"{kind}Exception"
+    else:
+        assert {"error", "code", "request_id", "retryable"} <= error.keys()
+        assert (error["code"], error["request_id"]) == (row.code, "r-1")
     assert str(len(talk.said)) == talk.header("content-length")
     world = talk.world
     assert (world.calls, world.admitted, world.rows, world.faults) == ([], [], [], [])
@@ -97,10 +105,25 @@ def test_no_store_is_asked_before_the_token_has_its_shape(row: Row) -> None:
     assert (talk.world.store_calls, talk.world.calls) == (0, [])
 
 
+ON_THE_NATIVE_WIRE = [
+    evolve(row, id=f"native {row.id}", path=f"/model/{MODEL}/{operation}")
+    for row in (*FRAMING, *MEDIA, *CREDENTIALS, *BODIES)
+    for operation in ("invoke-with-response-stream", "converse")
+    if row.promise != "M64" and "path" not in row.id
+]
+
+
+@pytest.mark.parametrize("row", ON_THE_NATIVE_WIRE, ids=lambda row: f"{row.id} {row.path[-6:]}")
+def test_bedrocks_own_wire_refuses_what_the_simple_dialect_refuses(row: Row) -> None:
+    talk = send(row)
+    refused(row, talk)
+    assert talk.world.store_calls == int(row.looks_up)
+
+
 def test_every_row_of_the_table_is_here() -> None:
     """The table's in-process rows; those about time, sockets and data have tests by their names."""
     promised = (1, 2, 4, 14, 18, 19, 26, *range(28, 34), *range(36, 45), *range(46, 57), 64)
-    promised += (*range(72, 77), 83)
+    promised += (35, *range(72, 77), 83)
     assert {f"M{n:02}" for n in promised} == {row.promise for row in ROWS}
 
 
@@ -119,6 +142,7 @@ INSIDE = (
     Row("M29 a suffix", 200, headers=(("content-type", "application/vnd.api+json"),)),
     Row("M29 empty", 200, headers=(("content-type", ""),)),
     Row("M30 utf-8", 200, headers=(("content-type", 'application/json; charset="UTF-8"'),)),
+    Row("M35 a colon in the path", 200, path="/model/" + MODEL.replace(":", "%3A") + "/converse"),
     Row("M37 lower case", 200, token=None, headers=(("authorization", f"bearer  {TOKEN} "),)),
     Row("M38 x-api-key", 200, token=None, headers=(("x-api-key", TOKEN),)),
     Row("M41 the same twice", 200, headers=(("x-api-key", TOKEN),)),

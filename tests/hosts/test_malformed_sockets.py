@@ -208,6 +208,8 @@ def test_a_malformed_request_is_refused_by_a_real_server(server: Server, row: Ro
         assert answer is not None, "closed without a word"
         assert 400 <= answer.status < 500
         assert not [name for name in answer.headers if name.startswith("access-control")]
+        if row.is_native and "x-amzn-errortype" in answer.headers:
+            assert (answer.status, list(json.loads(answer.body))) == (row.status, ["message"])
         error = answer.ours
         if error is not None:
             expected = (row.status, row.code)
@@ -259,6 +261,37 @@ def test_M43_on_the_wire_too_tokens_cannot_be_told_apart(server: Server, row: Ro
         return answer.status, answer.body.replace(own, b"-"), sorted(answer.headers)
 
     assert told(row) == told(next(r for r in CREDENTIALS if r.id == "M43 unknown"))
+
+
+def test_M14_HTTP_1_0_which_knows_no_host_is_served_without_one(server: Server) -> None:
+    with connect(server) as wire:
+        wire.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        answer = receive(wire)
+        assert answer is not None
+        assert (answer.status, answer.body) == (200, b'{"status": "ok"}\n')
+
+
+@pytest.mark.parametrize(("version", "told"), [("1.1", True), ("1.0", True), ("2", False)])
+def test_M84_only_HTTP_1_is_told_of_the_close_in_a_header(version: str, told: bool) -> None:
+    """RFC 9113, section 8.2.2: such a field would make an HTTP/2 reply malformed."""
+    proxy, _ = make_proxy()
+    said: list[Any] = []
+
+    arriving = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def take() -> dict[str, Any]:
+        if not arriving:
+            await asyncio.Event().wait()  # the client stays
+        return arriving.pop()
+
+    async def keep(message: Any) -> None:
+        said.append(message)
+
+    scope = {"type": "http", "http_version": version, "method": "POST", "path": "/bedrock",
+             "headers": [(b"host", b"h")]}  # fmt: skip
+    asyncio.run(asgi.asgi_app(proxy)(scope, take, keep))
+    assert said[0]["status"] == 401
+    assert ((b"connection", b"close") in said[0]["headers"]) is told
 
 
 # --- time and size ----------------------------------------------------------------------------------
