@@ -224,7 +224,7 @@ def _inode(path: Path) -> int | None:
 def _locked(path: Path) -> Generator[int]:
     """The file at *path*, opened for appending and locked among processes."""
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             if sys.platform != "win32":
                 fcntl.flock(file, fcntl.LOCK_EX)

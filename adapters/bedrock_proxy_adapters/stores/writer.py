@@ -39,7 +39,7 @@ class Ticket:
     """Whose turn it is to write, among all processes on this machine."""
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
     @contextlib.contextmanager
     def held(self) -> Generator[None]:
