@@ -38,6 +38,7 @@ lint: $(VENV)/.dev-installed
 	$(BIN)/pyright
 
 test: lint
+	@[ "$(CI)" != true ] || sh scripts/test-servers
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.dev-installed
