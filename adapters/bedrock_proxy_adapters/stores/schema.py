@@ -85,7 +85,6 @@ MIGRATIONS: Final[Sequence[str]] = (
         body TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX leases_by_customer ON leases (customer_id, deadline);
-    CREATE INDEX leases_by_deadline ON leases (deadline);
     CREATE TABLE ledger (
         request_id TEXT NOT NULL PRIMARY KEY,
         customer_id TEXT NOT NULL,
