@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 from tests.e2e import tools
 from tests.e2e.serving import EXAMPLES
-from tests.running import CLAUDE, TOKEN, Running, add_customer, on_uvicorn, server_environment
+from tests.running import CLAUDE, ROOT, TOKEN, Running, add_customer, on_uvicorn, server_environment
 
 from bedrock_proxy import tokens
 from bedrock_proxy.customers import Limits
@@ -279,8 +278,7 @@ def test_python_the_command_prints_the_text(running: Running) -> None:
 
 
 def curl(running: Running, *words: str, token: str = TOKEN) -> Any:
-    if shutil.which("curl") is None:
-        tools.missing("curl is not installed")
+    tools.curl()
     script = str(EXAMPLES / "client-curl" / "ask.sh")
     *options, prompt = words
     return command(running, "sh", script, *options, f"{running.url}/bedrock", prompt, token=token)
@@ -309,3 +307,32 @@ def test_curl_sends_any_prompt_as_it_is(running: Running) -> None:
 def test_curl_shows_a_refusal_and_fails(running: Running) -> None:
     ran = curl(running, "Hello?", token=UNKNOWN)
     assert (22, "unauthorized") == (ran.returncode, json.loads(ran.stdout)["code"])
+
+
+# --- Lambda -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["example", "rest", "http_api_v2", "function_url", "alb"])
+def test_the_lambda_example_answers_every_front_with_an_array(
+    shape: str, tmp_path: Path, simulator: RunningSimulator, store: SqliteStore
+) -> None:
+    simulator.script(pieces=("Hel", "lo"), output_tokens=2)
+    folder = EXAMPLES / "lambda-buffered"
+    path = folder / "event.json" if shape == "example" else ROOT / f"tests/events/{shape}.json"
+    event = json.loads(path.read_text().replace("Bearer TOKEN", f"Bearer {TOKEN}"))
+    ran = subprocess.run(
+        [sys.executable, "handler.py"],
+        input=json.dumps(event),
+        cwd=folder,
+        env=server_environment(simulator, tmp_path, PYTHONDONTWRITEBYTECODE="1"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ("", 0) == (ran.stderr, ran.returncode)
+    answer = json.loads(ran.stdout)
+    assert 200 == answer["statusCode"]
+    assert [{"content": "Hel"}, {"content": "lo"}, {"done": True}] == json.loads(answer["body"])
+    (row,) = every_row(store)
+    assert (2, Outcome.OK) == (row.output_tokens, row.outcome)
