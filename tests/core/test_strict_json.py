@@ -64,9 +64,10 @@ def test_M56_a_whole_pair_is_one_character() -> None:
 
 
 def test_M59_special_names_are_plain_data() -> None:
-    assert parse_object(
-        b'{"__proto__": {"x": 1}, "__class__": 2}'
-    ) == {"__proto__": {"x": 1}, "__class__": 2}
+    assert parse_object(b'{"__proto__": {"x": 1}, "__class__": 2}') == {
+        "__proto__": {"x": 1},
+        "__class__": 2,
+    }
 
 
 JSON_VALUES = st.recursive(
