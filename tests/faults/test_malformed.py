@@ -26,7 +26,16 @@ from tests.faults.malformed import (
     VALID,
     Row,
 )
-from tests.flows import MODEL, TOKEN, Conversation, World, ask_claude, claude, converse
+from tests.flows import (
+    MODEL,
+    TOKEN,
+    Conversation,
+    World,
+    ask_claude,
+    claude,
+    converse,
+    exception,
+)
 
 from bedrock_proxy import tokens
 from bedrock_proxy.admission import Barred, Refusal
@@ -370,4 +379,9 @@ def test_M84_a_refusal_of_what_the_client_sent_ends_its_connection(row: Row) -> 
 def test_M84_bedrocks_own_refusal_leaves_the_connection_open() -> None:
     head = UpstreamHead(400, (("x-amzn-errortype", "ValidationException"),))
     talk = converse(World().answers([b'{"message": "max_tokens: too large"}'], head))
+    assert (talk.status, talk.header("connection")) == (400, None)
+
+
+def test_M84_a_refusal_that_is_bedrocks_first_frame_leaves_it_open_too() -> None:
+    talk = converse(World().answers([exception("validationException")]))
     assert (talk.status, talk.header("connection")) == (400, None)
