@@ -7,7 +7,7 @@ model's parts without HTTP in between.
 
 import binascii
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, Protocol, cast
 
 from bedrock_proxy import faults
@@ -15,6 +15,7 @@ from bedrock_proxy.errors import ProxyError
 from bedrock_proxy.eventstream import Decoder, EventStreamError, Frame
 from bedrock_proxy.http import Headers
 from bedrock_proxy.models import ConverseReader, Family, Reader, header_usage, invocation_metrics
+from bedrock_proxy.models.converse import EVENT_TYPES
 from bedrock_proxy.parts import Json, Part, Stop, Text, Thinking, ToolUse, UsageReport
 from bedrock_proxy.ports import UpstreamHead
 from bedrock_proxy.usage import Usage
@@ -75,7 +76,15 @@ class Meter:
 
 
 class Frames(Protocol):
-    """Turns the event frames of one operation into parts."""
+    """
+    Turns the event frames of one operation into parts.
+
+    Attributes:
+        kinds: The event types whose payload is known to be JSON.
+    """
+
+    @property
+    def kinds(self) -> Collection[str]: ...
 
     def read(self, kind: str, payload: Json, meter: Meter) -> Sequence[Part]:
         """The parts of one event; raises ``ValueError`` where the payload is not as agreed."""
@@ -90,6 +99,8 @@ class InvokeFrames:
     """``InvokeModelWithResponseStream``: ``chunk`` events that wrap the model's own JSON."""
 
     __slots__ = ("_reader",)
+
+    kinds = ("chunk",)
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
@@ -119,6 +130,8 @@ class ConverseFrames:
     """``ConverseStream``: one event type for each kind of step."""
 
     __slots__ = ("_reader",)
+
+    kinds = EVENT_TYPES
 
     def __init__(self) -> None:
         self._reader = ConverseReader()
@@ -198,10 +211,13 @@ class StreamedAnswer:
                 self.exception = frame
                 self.fault = self._exception(frame)
             return ()
+        event = str(headers.get(":event-type", ""))
         try:
             payload = cast("Json", json.loads(frame.payload)) if frame.payload else None
-            parts = self._frames.read(str(headers.get(":event-type", "")), payload, self.meter)
+            parts = self._frames.read(event, payload, self.meter)
         except (ValueError, RecursionError):
+            if event not in self._frames.kinds:
+                return ()  # of a later day, and not ours to judge (S11)
             self.fault = faults.corrupt()
             return ()
         self._saw(parts)

@@ -220,9 +220,10 @@ def test_S11_events_and_headers_of_a_later_day_pass() -> None:
     odd = encode(
         {":message-type": "event", ":event-type": "chunk", "new": True}, b'{"bytes":"e30="}'
     )
+    binary = encode({":message-type": "event", ":event-type": "sound"}, b"\x00\xff{")
     silent = encode({":message-type": "notice"}, b"?")
     for operation, stream in ((INVOKE, claude()), (CONVERSE, conversing())):
-        more = [later, *stream[:3], silent, *stream[3:], later]
+        more = [later, *stream[:3], silent, binary, *stream[3:], later]
         more = [*more[:2], odd, *more[2:]] if operation == INVOKE else more
         world = World().answers(more)
         assert native(world, operation).said == b"".join(more)
