@@ -17,13 +17,12 @@ from urllib.parse import unquote, urlsplit
 from attrs import field, fields, frozen
 
 from bedrock_proxy.errors import ConfigurationError
-from bedrock_proxy.ports import Gate
-from bedrock_proxy.rules import Rules
-from bedrock_proxy_adapters.proxy import Disconnect, LoggingTelemetry, Proxy
-from bedrock_proxy_adapters.upkeep import Upkeep
 
 if TYPE_CHECKING:
+    from bedrock_proxy.ports import Gate
+    from bedrock_proxy.rules import Rules
     from bedrock_proxy.usage import UsageRecord
+    from bedrock_proxy_adapters.proxy import Disconnect, Proxy
     from bedrock_proxy_adapters.stores.memory import MemoryStore
     from bedrock_proxy_adapters.stores.spool import Spool
     from bedrock_proxy_adapters.stores.sqlite import SqliteStore
@@ -102,8 +101,10 @@ class Settings:
             values[known[variable].name] = _read(variable, raw, _READERS[known[variable].name])
         return cls(**values)  # type: ignore[arg-type]
 
-    def rules(self, region: str | None) -> Rules:
+    def rules(self, region: str | None) -> "Rules":
         """The numbers the flow goes by."""
+        from bedrock_proxy.rules import Rules
+
         return Rules(
             pepper=None if self.pepper is None else self.pepper.encode(),
             region=region,
@@ -214,7 +215,7 @@ def proxy_from_env(
     environ: Mapping[str, str] | None = None,
     *,
     finished: "Callable[[UsageRecord], None] | None" = None,
-) -> Proxy:
+) -> "Proxy":
     """
     The proxy that the environment describes, on the boto3 upstream.
 
@@ -223,16 +224,26 @@ def proxy_from_env(
         finished: Hears of every ended request; the logger ``bedrock_proxy.usage`` where None.
 
     Raises:
-        ConfigurationError: A setting is wrong, or AWS has no region.
+        ConfigurationError: A setting is wrong, or AWS's own configuration is.
     """
+    from botocore.exceptions import BotoCoreError
+
+    from bedrock_proxy_adapters.proxy import LoggingTelemetry, Proxy
     from bedrock_proxy_adapters.telemetry.usage_log import log_usage
+    from bedrock_proxy_adapters.upkeep import Upkeep
     from bedrock_proxy_adapters.upstream.boto3 import OUR_RETRIES, Boto3Upstream, bedrock_client
 
     settings = Settings.from_env(environ)
     streams = settings.max_streams or 200
     # The socket's own timeout is a net below the flow's, which end a call with a better answer.
     patience = max(settings.first_byte_timeout, settings.idle_timeout) + 30.0
-    client = bedrock_client(max_connections=streams, read_timeout=patience)
+    try:
+        client = bedrock_client(max_connections=streams, read_timeout=patience)
+    except (BotoCoreError, ValueError) as error:
+        # An unknown profile, a region or an endpoint that is none: botocore's words name it.
+        raise ConfigurationError(
+            f"AWS is not configured as it should be: {str(error).rstrip('.')}."
+        ) from error
     upstream = Boto3Upstream(client, max_streams=streams, retries=OUR_RETRIES)
     store = open_store(settings.store)
     spool = _spool(settings)
@@ -252,20 +263,33 @@ def proxy_from_env(
 
 
 def _spool(settings: Settings) -> "Spool | None":
-    """Where settlements wait while the store is down; nowhere for a store in memory."""
+    """
+    Where settlements wait while the store is down; nowhere for a store in memory.
+
+    Raises:
+        ConfigurationError: They could not be written there. It must not come out only when
+            the store is down.
+    """
     path = store_path(settings.store)
     if settings.spool is None and path is None:
         return None
     from bedrock_proxy_adapters.stores.spool import Spool
 
-    return Spool(settings.spool if settings.spool is not None else f"{path}-spool")
+    place = Path(settings.spool if settings.spool is not None else f"{path}-spool").absolute()
+    missing = not place.parent.is_dir()
+    if missing or not os.access(place if place.exists() else place.parent, os.W_OK):
+        raise ConfigurationError(
+            f"The spool {place} cannot be written{': its folder is missing' if missing else ''}; "
+            "set BEDROCK_PROXY_SPOOL to a place that can."
+        )
+    return Spool(place)
 
 
-def _open(gate: Gate) -> Gate:
+def _open(gate: "Gate") -> "Gate":
     return gate
 
 
-def _closed_when_full(gate: Gate, spool: "Spool") -> Gate:
+def _closed_when_full(gate: "Gate", spool: "Spool") -> "Gate":
     from bedrock_proxy_adapters.stores.spool import SpoolGate
 
     return SpoolGate(gate, spool)

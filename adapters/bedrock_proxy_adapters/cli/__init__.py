@@ -5,6 +5,8 @@ Exit codes: 0 done, 1 the operator must change something (said in one sentence o
 2 the command line is wrong.
 """
 
+import io
+import os
 import sys
 from importlib import import_module
 from typing import Any, Final
@@ -13,7 +15,7 @@ import click
 from typing_extensions import override
 
 from bedrock_proxy import __version__
-from bedrock_proxy.errors import BedrockProxyError
+from bedrock_proxy.errors import BedrockProxyError, StoreUnavailable
 
 _COMMANDS: Final = {
     "serve": ("server", "serve"),
@@ -42,6 +44,17 @@ class _Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    @override
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # `bedrock-proxy ledger | head`: the reader has seen enough, and that is no error.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+        return result
+
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="bedrock-proxy")
@@ -51,12 +64,19 @@ def bedrock_proxy() -> None:
 
 def main() -> None:
     """Run the command; an operator's mistake ends in a sentence, not in a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # A customer's name must not end the command where the terminal cannot show it.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         bedrock_proxy.main(prog_name="bedrock-proxy", standalone_mode=True)
     except BedrockProxyError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {_sentence(error)}", err=True)
         sys.exit(1)
-    except BrokenPipeError:
-        # `bedrock-proxy ledger | head`: the reader has seen enough.
-        sys.stderr.close()
-        sys.exit(0)
+
+
+def _sentence(error: BedrockProxyError) -> str:
+    """What went wrong; to an operator, what the store itself said may be told too."""
+    if isinstance(error, StoreUnavailable) and error.__cause__ is not None:
+        return f"{error} ({error.__cause__})"
+    return str(error)

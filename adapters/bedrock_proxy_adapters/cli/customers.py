@@ -2,8 +2,9 @@
 
 import os
 import secrets
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import click
@@ -18,21 +19,22 @@ from bedrock_proxy.customers import (
     Key,
     Limits,
 )
-from bedrock_proxy.errors import ClientFault
+from bedrock_proxy.errors import ClientFault, ConfigurationError
 from bedrock_proxy.models.names import parse_model_id
-from bedrock_proxy.store import Store, every_customer
-from bedrock_proxy_adapters.cli.output import as_json, table, when
-from bedrock_proxy_adapters.config import Settings, open_store
+from bedrock_proxy.store import every_customer
+from bedrock_proxy_adapters.cli.opened import existing_store, lasting_store
+from bedrock_proxy_adapters.cli.output import as_json, note, table, when
+from bedrock_proxy_adapters.config import Settings, store_path
 
-_LIMITS: Final = (
-    "requests_per_minute",
-    "burst",
-    "tokens_per_minute",
-    "concurrency",
-    "requests_per_day",
-    "tokens_per_day",
-    "tokens_per_month",
-)
+_LIMITS: Final = {
+    "requests_per_minute": "Requests a minute, sustained.",
+    "burst": "Requests that may come at once; as many as a minute's where not given.",
+    "tokens_per_minute": "Tokens a minute, input and output together.",
+    "concurrency": "Requests under way at once.",
+    "requests_per_day": "Requests a UTC day.",
+    "tokens_per_day": "Tokens a UTC day.",
+    "tokens_per_month": "Tokens a UTC month.",
+}
 """The limits that can be set here; money follows when there are prices."""
 
 
@@ -45,21 +47,68 @@ def _cap_given(_: click.Context, param: click.Parameter, value: str | None) -> i
     raise click.BadParameter(f"{value!r} is neither a whole number nor 'unlimited'.", param=param)
 
 
-def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for name in reversed(_LIMITS):
-        option = click.option(
-            "--" + name.replace("_", "-"),
-            name,
-            metavar="NUMBER|unlimited",
-            callback=_cap_given,
+_models_option = click.option(
+    "--models",
+    multiple=True,
+    metavar="ID[,ID...]",
+    help="The only models the customer may call; 'all' lifts the list.",
+)
+
+
+def _limit_options(
+    defaults: dict[str, str] | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Every limit as an option; *defaults* are what the help says of those not given."""
+
+    def options(command: Callable[..., Any]) -> Callable[..., Any]:
+        command = _models_option(command)
+        for name, meaning in reversed(_LIMITS.items()):
+            default = (
+                None if defaults is None or name == "burst" else defaults.get(name, "unlimited")
+            )
+            option = click.option(
+                "--" + name.replace("_", "-"),
+                name,
+                metavar="NUMBER|unlimited",
+                callback=_cap_given,
+                help=meaning if default is None else f"{meaning} Default: {default}.",
+            )
+            command = option(command)
+        return command
+
+    return options
+
+
+def _token_given(_: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A token of the operator's own; ``-`` reads it from standard input."""
+    if value is None:
+        return None
+    if value == "-":
+        value = sys.stdin.readline().strip()
+    if not tokens.check_shape(value):
+        raise click.BadParameter(
+            "must be 16 to 512 characters of A-Z a-z 0-9 . _ ~ + / = - (and a token that "
+            "begins with bpk_ must be one of ours).",
+            param=param,
         )
-        command = option(command)
-    return click.option(
-        "--models",
-        multiple=True,
-        metavar="ID[,ID…]",
-        help="The only models the customer may call; 'all' lifts the list.",
-    )(command)
+    return value
+
+
+_token_option = click.option(
+    "--token",
+    default=None,
+    callback=_token_given,
+    help="A token of your own, instead of a new one; - reads it from standard input.",
+)
+
+_expiry_option = click.option(
+    "--expires-in-days",
+    "days",
+    default=None,
+    metavar="NUMBER",
+    type=click.IntRange(1, 36_500),
+    help="Refuse the token after so many days; it is valid for ever otherwise.",
+)
 
 
 def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,23 +123,24 @@ def customers() -> None:
 @customers.command()
 @click.option("--name", required=True, help="Who it is.")
 @click.option("--email", required=True, help="Where they are reached.")
-@click.option("--token", default=None, help="A token of your own, instead of a new one.")
-@_limit_options
+@_token_option
+@_expiry_option
+@_limit_options({"requests_per_day": f"{DEFAULT_REQUESTS_PER_DAY:,}"})
 @_json_option
 def create(
-    name: str, email: str, token: str | None, models: tuple[str, ...], as_json_: bool, **caps: Any
+    name: str,
+    email: str,
+    token: str | None,
+    days: int | None,
+    models: tuple[str, ...],
+    as_json_: bool,
+    **caps: Any,
 ) -> None:
     """Create a customer; its token is shown this once."""
     if not name.strip() or not name.isprintable():
-        raise click.BadParameter("must be a name.", param_hint="--name")
+        raise click.BadParameter("must be a name that can be printed.", param_hint="--name")
     if not _is_email(email):
         raise click.BadParameter(f"{email!r} is not an e-mail address.", param_hint="--email")
-    if token is not None and not tokens.check_shape(token):
-        raise click.BadParameter(
-            "must be 16 to 512 characters of A-Z a-z 0-9 . _ ~ + / = - (and a token that "
-            "begins with bpk_ must be one of ours).",
-            param_hint="--token",
-        )
     settings = Settings.from_env()
     shown = tokens.mint(os.urandom(tokens.RANDOM_BYTES)) if token is None else token
     now = _now()
@@ -102,26 +152,35 @@ def create(
         models=_model_list(models),
         created_at=now,
     )
-    key = _new_key(shown, settings, now)
-    open_store(settings.store).create_customer(customer, key)
+    key = _new_key(shown, settings, now, days)
+    lasting_store(settings.store).create_customer(customer, key)
     if as_json_:
         as_json({"customer_id": customer.id, "key_id": key.key_id, "token": shown})
         return
     click.echo(f"customer_id: {customer.id}")
     click.echo(f"token:       {shown}")
-    click.echo("Keep the token: it is not stored and cannot be shown again.", err=True)
+    note(f"Limits: {_caps(customer.limits)}. Database: {store_path(settings.store)}")
+    note(_KEEP)
 
 
 @customers.command("list")
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000))
-@click.option("--after", default=None, help="Go on after this customer id.")
-@click.option("--all", "everyone", is_flag=True, help="Every page.")
+@click.option(
+    "--limit",
+    default=100,
+    show_default=True,
+    metavar="NUMBER",
+    type=click.IntRange(1, 10_000),
+    help="At most so many.",
+)
+@click.option("--after", default=None, metavar="ID", help="Go on after this customer.")
+@click.option("--all", "everyone", is_flag=True, help="All of them.")
 @_json_option
 def list_(limit: int, after: str | None, everyone: bool, as_json_: bool) -> None:
-    """List customers."""
-    store = _store()
+    """List customers, in the order of their ids."""
+    store = existing_store()
+    items: Iterable[Customer]
     if everyone:
-        items, more = tuple(every_customer(store)), None
+        items, more = every_customer(store), None
     else:
         page = store.list_customers(limit=limit, after=after)
         items, more = page.items, page.next
@@ -129,7 +188,7 @@ def list_(limit: int, after: str | None, everyone: bool, as_json_: bool) -> None
         for customer in items:
             as_json(_plain(customer))
     else:
-        table(
+        count = table(
             ("CUSTOMER", "NAME", "EMAIL", "STATUS", "REQUESTS/DAY", "CREATED"),
             (
                 (
@@ -143,16 +202,18 @@ def list_(limit: int, after: str | None, everyone: bool, as_json_: bool) -> None
                 for c in items
             ),
         )
+        if not count:
+            note("No customers.")
     if more is not None:
-        click.echo(f"There are more: --after {more}", err=True)
+        note(f"There are more: go on with --after {more}, or say --all.")
 
 
 @customers.command()
 @click.argument("customer_id", metavar="CUSTOMER")
 @_json_option
 def show(customer_id: str, as_json_: bool) -> None:
-    """Show a customer: limits, models, keys, and what is used just now."""
-    store = _store()
+    """Show a customer: limits, models, keys, and what is used."""
+    store = existing_store()
     customer = store.get_customer(customer_id)
     keys = store.list_keys(customer_id)
     standing = store.standing(customer_id, _now())
@@ -177,7 +238,12 @@ def show(customer_id: str, as_json_: bool) -> None:
         return
     click.echo(f"{customer.id}  {customer.name} <{customer.email}>  {customer.status}")
     models = "every model" if customer.models is None else ", ".join(sorted(customer.models))
-    click.echo(f"models: {models or 'none'}\n")
+    click.echo(f"models: {models or 'none'}")
+    click.echo(
+        f"today:  {standing.today.requests:,} requests, {standing.today.tokens:,} tokens; "
+        f"this month: {standing.month.requests:,} requests, {standing.month.tokens:,} tokens; "
+        f"under way: {standing.in_flight:,}\n"
+    )
     remaining = {state.name.value: state.remaining for state in standing.limits}
     table(
         ("LIMIT", "CAP", "REMAINING"),
@@ -196,44 +262,53 @@ def show(customer_id: str, as_json_: bool) -> None:
 
 @customers.command("update-limits")
 @click.argument("customer_id", metavar="CUSTOMER")
-@_limit_options
+@_limit_options()
 @_json_option
 def update_limits(customer_id: str, models: tuple[str, ...], as_json_: bool, **caps: Any) -> None:
     """Change limits; those not named stay. They hold from the next request on."""
     if not models and all(cap is None for cap in caps.values()):
-        raise click.UsageError("Name at least one limit to change.")
+        raise click.UsageError("Name at least one limit, or --models, to change.")
     allowed = _model_list(models)
 
     def change(customer: Customer) -> Customer:
         changed = evolve(customer, limits=_changed(customer.limits, caps))
         return evolve(changed, models=allowed) if models else changed
 
-    _said(_store().update_customer(customer_id, change), as_json_)
+    _said(existing_store().update_customer(customer_id, change), as_json_)
 
 
 @customers.command("rotate-token")
 @click.argument("customer_id", metavar="CUSTOMER")
-@click.option("--key", "key_id", default=None, help="Which key; the newest otherwise.")
-@click.option("--token", default=None, help="A token of your own, instead of a new one.")
+@click.option("--key", "key_id", metavar="KEY", help="Which key; the newest otherwise.")
+@_token_option
+@_expiry_option
 @click.option(
     "--grace",
     default=DEFAULT_GRACE_MS // 1000,
     show_default=True,
+    metavar="SECONDS",
     type=click.IntRange(0, 366 * 86_400),
-    help="Seconds the old token stays valid.",
+    help="How long the old token stays valid.",
 )
 @_json_option
 def rotate_token(
-    customer_id: str, key_id: str | None, token: str | None, grace: int, as_json_: bool
+    customer_id: str,
+    key_id: str | None,
+    token: str | None,
+    days: int | None,
+    grace: int,
+    as_json_: bool,
 ) -> None:
-    """Give a customer a new token; the old one runs out after its grace period."""
-    if token is not None and not tokens.check_shape(token):
-        raise click.BadParameter("is not a token that could be accepted.", param_hint="--token")
-    settings = Settings.from_env()
+    """Give a customer a new token in an old one's place, which runs out after its grace."""
+    store, now = existing_store(), _now()
+    if key_id is None and not store.list_keys(customer_id):
+        raise ConfigurationError(
+            f"Customer {customer_id!r} has no token to rotate; give it one with "
+            "`bedrock-proxy customers add-token`."
+        )
     shown = tokens.mint(os.urandom(tokens.RANDOM_BYTES)) if token is None else token
-    now = _now()
-    new = _new_key(shown, settings, now)
-    old = open_store(settings.store).rotate_key(customer_id, new, now, grace * 1000, key_id)
+    new = _new_key(shown, Settings.from_env(), now, days)
+    old = store.rotate_key(customer_id, new, now, grace * 1000, key_id)
     if as_json_:
         as_json(
             {
@@ -246,19 +321,40 @@ def rotate_token(
         )
         return
     click.echo(f"token:       {shown}")
-    click.echo(f"old key {old.key_id} ends {when(old.expires_at)}", err=True)
+    ends = f"ends {when(old.expires_at)}" if grace else "has ended"
+    note(f"The old token ({old.key_id}) {ends}.")
+    note(_KEEP)
+
+
+@customers.command("add-token")
+@click.argument("customer_id", metavar="CUSTOMER")
+@_token_option
+@_expiry_option
+@_json_option
+def add_token(customer_id: str, token: str | None, days: int | None, as_json_: bool) -> None:
+    """Give a customer one more token; up to four are valid side by side."""
+    store, now = existing_store(), _now()
+    shown = tokens.mint(os.urandom(tokens.RANDOM_BYTES)) if token is None else token
+    key = _new_key(shown, Settings.from_env(), now, days)
+    store.add_key(customer_id, key, now)
+    if as_json_:
+        as_json({"customer_id": customer_id, "key_id": key.key_id, "token": shown})
+        return
+    click.echo(f"key_id:      {key.key_id}")
+    click.echo(f"token:       {shown}")
+    note(_KEEP)
 
 
 @customers.command("revoke-token")
 @click.argument("customer_id", metavar="CUSTOMER")
-@click.option("--key", "key_id", default=None, help="Which key; needed where there are several.")
+@click.option("--key", "key_id", metavar="KEY", help="Which key; needed where there are several.")
 @click.option("--all", "every", is_flag=True, help="Every key of the customer.")
 @_json_option
 def revoke_token(customer_id: str, key_id: str | None, every: bool, as_json_: bool) -> None:
     """Revoke a token, at once."""
     if every and key_id is not None:
         raise click.UsageError("Name a key or say --all, not both.")
-    store = _store()
+    store = existing_store()
     if every:
         revoked = [key.key_id for key in store.list_keys(customer_id)]
         store.revoke_all_keys(customer_id)
@@ -266,10 +362,11 @@ def revoke_token(customer_id: str, key_id: str | None, every: bool, as_json_: bo
         if key_id is None:
             keys = store.list_keys(customer_id)
             if len(keys) != 1:
+                if not keys:
+                    raise ConfigurationError(f"Customer {customer_id!r} has no token to revoke.")
                 names = ", ".join(key.key_id for key in keys)
                 raise click.UsageError(
-                    f"The customer has {len(keys)} keys{': ' + names if names else ''}; "
-                    "name one with --key, or say --all."
+                    f"The customer has {len(keys)} keys: {names}; name one with --key, or say --all."
                 )
             key_id = keys[0].key_id
         store.revoke_key(customer_id, key_id)
@@ -300,29 +397,39 @@ def _set_status(customer_id: str, status: CustomerStatus, as_json_: bool) -> Non
     def change(customer: Customer) -> Customer:
         return evolve(customer, status=status)
 
-    _said(_store().update_customer(customer_id, change), as_json_)
+    _said(existing_store().update_customer(customer_id, change), as_json_)
 
 
 def _said(customer: Customer, as_json_: bool) -> None:
     if as_json_:
         as_json(_plain(customer))
         return
-    caps = ", ".join(
-        f"{name.replace('_', ' ')} {_cap(getattr(customer.limits, name))}"
+    click.echo(f"{customer.id}  {customer.status}  {_caps(customer.limits)}")
+
+
+def _caps(limits: Limits) -> str:
+    said = (
+        f"{name.replace('_', ' ')} {getattr(limits, name):,}"
         for name in _LIMITS
-        if getattr(customer.limits, name) is not None
+        if getattr(limits, name) is not None
     )
-    click.echo(f"{customer.id}  {customer.status}  {caps or 'unlimited'}")
+    return ", ".join(said) or "unlimited"
 
 
-def _store() -> Store:
-    return open_store(Settings.from_env().store)
+_KEEP: Final = "Keep the token: it is not stored and cannot be shown again."
+
+_DAY_MS: Final = 86_400_000
 
 
-def _new_key(token: str, settings: Settings, now: int) -> Key:
+def _new_key(token: str, settings: Settings, now: int, days: int | None) -> Key:
     pepper = None if settings.pepper is None else settings.pepper.encode()
     key_id = tokens.mint_key_id(os.urandom(tokens.KEY_ID_BYTES))
-    return Key(key_id=key_id, digest=tokens.digest(token, pepper), created_at=now)
+    return Key(
+        key_id=key_id,
+        digest=tokens.digest(token, pepper),
+        created_at=now,
+        expires_at=None if days is None else now + days * _DAY_MS,
+    )
 
 
 def _changed(limits: Limits, caps: dict[str, Any]) -> Limits:
@@ -334,8 +441,10 @@ def _changed(limits: Limits, caps: dict[str, Any]) -> Limits:
 
 def _model_list(given: tuple[str, ...]) -> frozenset[str] | None:
     names = [name.strip() for value in given for name in value.split(",") if name.strip()]
-    if not names or names == ["all"]:
+    if not given or names == ["all"]:
         return None
+    if not names or "all" in names:
+        raise click.BadParameter("must be model ids, or 'all' alone.", param_hint="--models")
     try:
         return frozenset(parse_model_id(name).canonical for name in names)
     except ClientFault as fault:

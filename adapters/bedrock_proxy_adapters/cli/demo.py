@@ -9,12 +9,13 @@ import http.client
 import json
 import os
 import secrets
+import socket
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,10 +25,11 @@ from bedrock_proxy.errors import ConfigurationError
 from bedrock_proxy.store import every_row
 from bedrock_proxy.usage import UsageRecord
 from bedrock_proxy_adapters.cli.output import table
-from bedrock_proxy_adapters.cli.server import GRACE, server_for
-from bedrock_proxy_adapters.hosts.asgi import asgi_app
-from bedrock_proxy_adapters.proxy import Proxy
-from bedrock_proxy_adapters.stores.sqlite import SqliteStore
+from bedrock_proxy_adapters.cli.server import GRACE, listening, server_for, url_of
+
+if TYPE_CHECKING:
+    from bedrock_proxy_adapters.proxy import Proxy
+    from bedrock_proxy_adapters.stores.sqlite import SqliteStore
 
 MODEL = "anthropic.claude-3-haiku-20240307-v1:0"
 
@@ -40,13 +42,23 @@ _ANSWER = (
 
 @click.command()
 @click.option("--once", is_flag=True, help="End after the answer instead of staying up.")
-@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535))
+@click.option(
+    "--port",
+    default=8080,
+    show_default=True,
+    metavar="NUMBER",
+    type=click.IntRange(0, 65535),
+    help="Port the proxy listens on; 0 takes a free one.",
+)
 def demo(once: bool, port: int) -> None:
     """Show the main job on this machine alone: no AWS account, nothing to configure."""
+    from bedrock_proxy_adapters.proxy import Proxy
     from bedrock_proxy_adapters.simulator import Script, start_in_thread
+    from bedrock_proxy_adapters.stores.sqlite import SqliteStore
     from bedrock_proxy_adapters.upstream.boto3 import Boto3Upstream
 
     with (
+        listening("127.0.0.1", 0 if once else port) as listener,
         tempfile.TemporaryDirectory(prefix="bedrock-proxy-demo-") as folder,
         start_in_thread(Script(text=_ANSWER, pace=0.04)) as simulator,
     ):
@@ -55,7 +67,7 @@ def demo(once: bool, port: int) -> None:
 
         store = SqliteStore(Path(folder) / "demo.db")
         proxy = Proxy(store=store, upstream=Boto3Upstream(simulator.client()))
-        served = _Served(proxy, 0 if once else port)
+        served = _Served(proxy, listener)
         click.secho("2. The proxy, on SQLite", bold=True)
         click.echo(f"   {served.url}\n")
 
@@ -81,19 +93,17 @@ def demo(once: bool, port: int) -> None:
 class _Served:
     """The proxy on uvicorn, in a thread of its own."""
 
-    def __init__(self, proxy: Proxy, port: int) -> None:
-        self._app = asgi_app(proxy)
-        self._server = server_for(self._app, "127.0.0.1", port, announce=False)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
+    def __init__(self, proxy: "Proxy", listener: socket.socket) -> None:
+        from bedrock_proxy_adapters.hosts.asgi import asgi_app
+
+        self._server = server_for(asgi_app(proxy), announce=False)
+        # The socket listens already: what connects before the server is up waits in its queue.
+        self.host, self.port = listener.getsockname()[:2]
+        self.url = url_of(listener)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [listener]}, daemon=True
+        )
         self._thread.start()
-        while not self._server.started:
-            if not self._thread.is_alive():
-                raise ConfigurationError(
-                    f"Could not listen on 127.0.0.1:{port}; try another --port (0 takes a free one)."
-                )
-            time.sleep(0.01)
-        self.host, self.port = self._server.servers[0].sockets[0].getsockname()[:2]
-        self.url = f"http://{self.host}:{self.port}"
 
     def stop(self) -> None:
         """End what is under way, then the server."""
@@ -101,7 +111,7 @@ class _Served:
         self._thread.join(GRACE)
 
 
-def _customer(store: SqliteStore) -> tuple[str, str]:
+def _customer(store: "SqliteStore") -> tuple[str, str]:
     token = tokens.mint(os.urandom(tokens.RANDOM_BYTES))
     now = time.time_ns() // 1_000_000
     customer = Customer(
@@ -160,7 +170,7 @@ def _stream(host: str, port: int, token: str) -> int:
     return pieces
 
 
-def _row(store: SqliteStore, pieces: int) -> UsageRecord:
+def _row(store: "SqliteStore", pieces: int) -> UsageRecord:
     for _ in range(100):
         for row in every_row(store):
             return row

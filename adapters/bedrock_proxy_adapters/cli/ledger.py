@@ -3,15 +3,16 @@
 import csv
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 
 import click
 from attrs import asdict, fields
 
-from bedrock_proxy.store import By, UsageSum, every_row
-from bedrock_proxy_adapters.cli.output import as_json, table, when
-from bedrock_proxy_adapters.config import Settings, open_store
+from bedrock_proxy.store import By, Store, UsageSum, every_row
+from bedrock_proxy_adapters.cli.opened import existing_store
+from bedrock_proxy_adapters.cli.output import as_json, note, table, when
 
 
 def _day_given(_: click.Context, param: click.Parameter, value: str | None) -> date | None:
@@ -30,7 +31,13 @@ def _day_given(_: click.Context, param: click.Parameter, value: str | None) -> d
 @click.option(
     "--end-date", metavar="YYYY-MM-DD", callback=_day_given, help="Last UTC day, included."
 )
-@click.option("--limit", default=None, type=click.IntRange(1), help="At most so many rows.")
+@click.option(
+    "--limit",
+    default=None,
+    metavar="NUMBER",
+    type=click.IntRange(1, 1_000_000_000),
+    help="At most so many rows.",
+)
 @click.option("--json", "as_json_", is_flag=True, help="One JSON object a line, every field.")
 def ledger(
     customer_id: str | None,
@@ -40,14 +47,14 @@ def ledger(
     as_json_: bool,
 ) -> None:
     """Print the usage rows, oldest first."""
-    store = open_store(Settings.from_env().store)
     start, end = _period(start_date, end_date)
+    store = existing_store()
     rows = islice(every_row(store, customer_id=customer_id, start=start, end=end), limit)
     if as_json_:
         for row in rows:
             as_json(row.as_dict())
         return
-    table(
+    count = table(
         ("ADMITTED", "CUSTOMER", "MODEL", "INPUT", "OUTPUT", "TOKENS", "BASIS", "OUTCOME", "MS"),
         (
             (
@@ -64,6 +71,8 @@ def ledger(
             for row in rows
         ),
     )
+    if not count:
+        _nothing(store, customer_id)
 
 
 _SUMS = tuple(field.name for field in fields(UsageSum))
@@ -75,13 +84,18 @@ _SUMS = tuple(field.name for field in fields(UsageSum))
 @click.option(
     "--end-date", metavar="YYYY-MM-DD", callback=_day_given, help="Last UTC day, included."
 )
-@click.option("--by", type=click.Choice([by.value for by in By]), default="day", show_default=True)
+@click.option(
+    "--by",
+    type=click.Choice([by.value for by in By]),
+    default="day",
+    show_default=True,
+    help="What to add up by; days and hours are UTC.",
+)
 @click.option(
     "--format",
     "shape",
     type=click.Choice(["table", "json", "csv"]),
-    default="table",
-    show_default=True,
+    help="A table for people (the default), JSON lines, or CSV for a spreadsheet.",
 )
 @click.option("--json", "as_json_", is_flag=True, help="The same as --format json.")
 def usage(
@@ -89,12 +103,14 @@ def usage(
     start_date: date | None,
     end_date: date | None,
     by: str,
-    shape: str,
+    shape: str | None,
     as_json_: bool,
 ) -> None:
     """Print usage, added up."""
-    store = open_store(Settings.from_env().store)
+    if as_json_ and shape not in {None, "json"}:
+        raise click.UsageError(f"Say --json or --format {shape}, not both.")
     start, end = _period(start_date, end_date)
+    store = existing_store()
     sums = store.sum_usage(By(by), customer_id=customer_id, start=start, end=end)
     if as_json_ or shape == "json":
         for each in sums:
@@ -127,23 +143,40 @@ def usage(
                     each.cache_write_5m_tokens + each.cache_write_1h_tokens,
                     each.token_count,
                 )
-                for each in sums
+                for each in (*sums, *_altogether(sums))
             ),
         )
+        if not sums:
+            _nothing(store, customer_id)
+
+
+def _altogether(sums: Sequence[UsageSum]) -> tuple[UsageSum, ...]:
+    """One more line under a table of several."""
+    if len(sums) < 2:
+        return ()
+    counts = {name: sum(getattr(each, name) for each in sums) for name in _SUMS if name != "key"}
+    return (UsageSum(key="all", **counts),)
+
+
+def _nothing(store: Store, customer_id: str | None) -> None:
+    """Say why a list is empty: an unknown customer is a mistake, a quiet one is not."""
+    if customer_id is not None:
+        store.get_customer(customer_id)
+    note("No usage in this period.")
 
 
 @click.command()
 @click.option("--json", "as_json_", is_flag=True, help="For programs.")
 def reap(as_json_: bool) -> None:
     """Settle what was left behind by processes that died, as estimated rows."""
-    store = open_store(Settings.from_env().store)
+    store = existing_store()
     settled = 0
     while count := store.reap(_now()):
         settled += count
     if as_json_:
         as_json({"settled": settled})
     else:
-        click.echo(f"settled: {settled}")
+        click.echo(f"leases settled: {settled}")
 
 
 @click.command()
@@ -151,11 +184,11 @@ def reap(as_json_: bool) -> None:
 @click.option("--json", "as_json_", is_flag=True, help="For programs.")
 def rebuild(customer_id: str | None, as_json_: bool) -> None:
     """Count today and this month again from the ledger."""
-    recounted = open_store(Settings.from_env().store).rebuild(_now(), customer_id)
+    recounted = existing_store().rebuild(_now(), customer_id)
     if as_json_:
         as_json({"recounted": recounted})
     else:
-        click.echo(f"recounted: {recounted}")
+        click.echo(f"customers recounted: {recounted}")
 
 
 def _period(start: date | None, end: date | None) -> tuple[int | None, int | None]:
@@ -164,7 +197,7 @@ def _period(start: date | None, end: date | None) -> tuple[int | None, int | Non
         raise click.UsageError("--end-date is before --start-date.")
     return (
         None if start is None else _midnight(start),
-        None if end is None else _midnight(end + timedelta(days=1)),
+        None if end is None or end == date.max else _midnight(end + timedelta(days=1)),
     )
 
 

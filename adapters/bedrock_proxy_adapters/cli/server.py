@@ -1,21 +1,23 @@
 """``bedrock-proxy serve``: the proxy as it stands, on uvicorn."""
 
 import asyncio
+import contextlib
 import logging
 import signal
+import socket
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bedrock_proxy.errors import ConfigurationError
+from bedrock_proxy_adapters.cli.output import not_listening
 from bedrock_proxy_adapters.config import Settings, proxy_from_env, store_path
-from bedrock_proxy_adapters.hosts.asgi import Application, asgi_app
-from bedrock_proxy_adapters.proxy import Proxy
-from bedrock_proxy_adapters.telemetry.usage_log import usage_writer
 
 if TYPE_CHECKING:
     import uvicorn
+
+    from bedrock_proxy_adapters.proxy import Proxy
 
 GRACE = 30.0
 """Seconds that streams may take to finish once the server is told to stop."""
@@ -23,32 +25,66 @@ GRACE = 30.0
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535))
-@click.option("--usage-log/--no-usage-log", default=True, help="Usage lines on standard output.")
+@click.option(
+    "--port",
+    default=8080,
+    show_default=True,
+    metavar="NUMBER",
+    type=click.IntRange(0, 65535),
+    help="Port to listen on; 0 takes a free one.",
+)
+@click.option(
+    "--usage-log/--no-usage-log",
+    default=True,
+    show_default=True,
+    help="A line on standard output for every request that reached Bedrock.",
+)
 def serve(host: str, port: int, usage_log: bool) -> None:
-    """Serve the proxy that the environment describes."""
+    """Serve the proxy that the environment describes, until Ctrl-C or SIGTERM."""
+    from bedrock_proxy_adapters.telemetry.usage_log import usage_writer
+
     settings = Settings.from_env()
-    proxy = proxy_from_env(finished=usage_writer() if usage_log else None)
-    path = store_path(settings.store)
-    click.echo(f"Store: {'memory, gone when this ends' if path is None else path}", err=True)
-    run(proxy, host, port)
+    with listening(host, port) as listener:
+        proxy = proxy_from_env(finished=usage_writer() if usage_log else None)
+        path = store_path(settings.store)
+        where = "memory: no customers, and gone when this ends" if path is None else path
+        click.echo(f"Store: {where}", err=True)
+        run(proxy, listener)
 
 
-def run(proxy: Proxy, host: str, port: int) -> None:
+def run(proxy: "Proxy", listener: socket.socket) -> None:
     """
     Serve *proxy* until SIGTERM or SIGINT; then up to 30 s for what is under way.
 
     Raises:
-        ConfigurationError: uvicorn is not installed, or the address is taken.
+        ConfigurationError: uvicorn is not installed.
     """
+    from bedrock_proxy_adapters.hosts.asgi import asgi_app
+
     logging.getLogger("bedrock_proxy").addHandler(logging.StreamHandler())
-    server = server_for(asgi_app(proxy), host, port)
-    server.run()
-    if not server.started:
-        raise ConfigurationError(f"Could not listen on {host}:{port}; is something else there?")
+    server = server_for(asgi_app(proxy))
+    # uvicorn raises a signal once more when it has stopped, for whoever waits for it above.
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
 
 
-def server_for(app: Any, host: str, port: int, *, announce: bool = True) -> "uvicorn.Server":
+def listening(host: str, port: int) -> socket.socket:
+    """
+    A socket that is bound to *host* and *port*.
+
+    uvicorn would bind it too, but ends the process with a log line where it cannot.
+
+    Raises:
+        ConfigurationError: The address is taken, or not one of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise not_listening(host, port, error) from None
+
+
+def server_for(app: Any, *, announce: bool = True) -> "uvicorn.Server":
     """
     A uvicorn server for *app* that ends its streams before its connections.
 
@@ -64,6 +100,7 @@ def server_for(app: Any, host: str, port: int, *, announce: bool = True) -> "uvi
         raise ConfigurationError(
             "Serving needs uvicorn: pip install 'bedrock-proxy[serve]'."
         ) from None
+    from bedrock_proxy_adapters.hosts.asgi import Application
 
     class Server(uvicorn.Server):
         """Stops in two steps: no new work is advertised, then everything ends."""
@@ -94,8 +131,6 @@ def server_for(app: Any, host: str, port: int, *, announce: bool = True) -> "uvi
 
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -108,10 +143,14 @@ def server_for(app: Any, host: str, port: int, *, announce: bool = True) -> "uvi
     async def announced(sockets: Any = None) -> None:
         await startup(sockets=sockets)
         if server.started and announce:
-            for listener in server.servers:
-                for socket in listener.sockets:
-                    name = socket.getsockname()
-                    click.echo(f"Listening on http://{name[0]}:{name[1]}", err=True)
+            for listener in sockets or ():
+                click.echo(f"Listening on {url_of(listener)}", err=True)
 
     server.startup = announced  # type: ignore[method-assign]
     return server
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where *listener* is reached."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -2,12 +2,19 @@
 
 import click
 
-from bedrock_proxy.errors import ConfigurationError
+from bedrock_proxy_adapters.cli.output import not_listening
 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=9090, show_default=True, type=click.IntRange(0, 65535))
+@click.option(
+    "--port",
+    default=9090,
+    show_default=True,
+    metavar="NUMBER",
+    type=click.IntRange(0, 65535),
+    help="Port to listen on; 0 takes a free one.",
+)
 def simulate(host: str, port: int) -> None:
     """Run a fake Bedrock Runtime; point AWS_ENDPOINT_URL_BEDROCK_RUNTIME at it."""
     from bedrock_proxy_adapters.simulator import run
@@ -23,4 +30,4 @@ def simulate(host: str, port: int) -> None:
     try:
         run(host, port, on_ready=ready)
     except OSError as error:
-        raise ConfigurationError(f"Could not listen on {host}:{port}: {error.strerror}.") from None
+        raise not_listening(host, port, error) from None

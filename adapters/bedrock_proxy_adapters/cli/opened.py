@@ -1,0 +1,38 @@
+"""The store that a command works on."""
+
+from bedrock_proxy.errors import ConfigurationError
+from bedrock_proxy.store import Store
+from bedrock_proxy_adapters.config import Settings, open_store, store_path
+
+
+def existing_store() -> Store:
+    """
+    The store that the environment names, which is there already: a command that looks
+    something up must not make an empty database in the wrong folder.
+
+    Raises:
+        ConfigurationError: It is not there, or cannot be opened.
+    """
+    url = Settings.from_env().store
+    path = store_path(url)
+    if path is not None and path.parent.is_dir() and not path.exists():
+        raise ConfigurationError(
+            f"There is no database at {path}. `bedrock-proxy customers create` and "
+            "`bedrock-proxy serve` make one; set BEDROCK_PROXY_STORE to what the server has."
+        )
+    return lasting_store(url)
+
+
+def lasting_store(url: str) -> Store:
+    """
+    The store that *url* names; made if it is not there.
+
+    Raises:
+        ConfigurationError: It cannot be opened, or would be gone when the command ends.
+    """
+    if store_path(url) is None:
+        raise ConfigurationError(
+            "BEDROCK_PROXY_STORE is memory:, which nothing outlives; name a database, for "
+            "example sqlite:///bedrock-proxy.db."
+        )
+    return open_store(url)
