@@ -83,15 +83,14 @@ def _token_given(_: click.Context, param: click.Parameter, value: str | None) ->
     """A token of the operator's own; ``-`` reads it from standard input."""
     if value is None:
         return None
-    if value == "-":
-        value = sys.stdin.readline().strip()
-    if not tokens.check_shape(value):
+    token = sys.stdin.readline().strip() if value == "-" else value
+    if not tokens.check_shape(token):
         raise click.BadParameter(
             "must be 16 to 512 characters of A-Z a-z 0-9 . _ ~ + / = - (and a token that "
             "begins with bpk_ must be one of ours).",
             param=param,
         )
-    return value
+    return token
 
 
 _token_option = click.option(

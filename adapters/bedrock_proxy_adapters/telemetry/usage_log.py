@@ -27,7 +27,7 @@ def usage_line(record: UsageRecord) -> str:
         line = {
             "event_type": "bedrock_error",
             "customer_id": record.customer_id,
-            "model_id": record.model_id,
+            "model_id": _model_id(record),
             "request_id": record.request_id,
             "error": record.error_code,
             "duration_ms": record.duration_ms,
@@ -38,7 +38,7 @@ def usage_line(record: UsageRecord) -> str:
             "event_type": "bedrock_stream" if record.operation in _STREAMS else "bedrock_invoke",
             "customer_id": record.customer_id,
             "request_id": record.request_id,
-            "model_id": record.model_id,
+            "model_id": _model_id(record),
             "input_tokens": record.input_tokens,
             "output_tokens": record.output_tokens,
             "token_count": record.token_count,
@@ -46,6 +46,14 @@ def usage_line(record: UsageRecord) -> str:
             "timestamp": timestamp,
         }
     return json.dumps(line, separators=(",", ":"))
+
+
+def _model_id(record: UsageRecord) -> str:
+    """As the client named it; of an ARN only what it names, for it holds an account's id."""
+    if not record.model_id.startswith("arn:"):
+        return record.model_id
+    name = record.model_id if record.model.startswith("arn:") else record.model
+    return name.split(":", 5)[-1] if name.startswith("arn:") else name
 
 
 def log_usage(record: UsageRecord) -> None:
