@@ -18,7 +18,7 @@ import {
 
 const REQUEST = requestFor("anthropic.claude-3-haiku-20240307-v1:0", "Say hello.");
 
-const SAID = ["Grüße, ", "日本 😀", "a \"quoted\" \\ back\\slash", "]}{[,", "two\nlines", "end"];
+const SAID = ["Grüße, ", "日本 😀", "one \" quote }{ and back\\slash\\", "]}{[,", "two\nlines", "end"];
 
 const EVENTS = Buffer.from(
   [
@@ -26,7 +26,7 @@ const EVENTS = Buffer.from(
     `data: ${JSON.stringify({ content: SAID[0] })}\n\n`,
     `data:${JSON.stringify({ content: SAID[1] })}\r\n\r\n`,
     `: ping\r\rid: 7\rdata: ${JSON.stringify({ content: SAID[2] })}\r\r`,
-    `retry: 10\nevent: message\ndata: {"content":\ndata: ${JSON.stringify(SAID[3])}}\n\n`,
+    `retry: 10\r\nevent: message\r\ndata: {"content":\r\ndata: ${JSON.stringify(SAID[3])}}\r\n\r\n`,
     "event: nothing\n\n",
     `data: ${JSON.stringify({ content: SAID[4] })}\n\n`,
     `data: ${JSON.stringify({ content: SAID[5] })}\n\n`,
@@ -208,8 +208,10 @@ for (const [format, [bytes, contentType]] of Object.entries(FORMATS)) {
 }
 
 test("an event named error is an error, whatever its data holds", async () => {
-  const { error } = await broken(told([Buffer.from("event: error\ndata: {}\n\n")], "text/event-stream"));
+  const said = Buffer.from("event: error\ndata: {}\n\ndata: [DONE]\n\n");
+  const { error } = await broken(told([said], "text/event-stream"));
   assert.ok(error instanceof BedrockProxyError);
+  assert.equal(error.code, "unknown");
 });
 
 test("comments alone are no pieces", async () => {
