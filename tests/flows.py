@@ -31,7 +31,7 @@ from bedrock_proxy.ports import (
     UpstreamUnreachable,
 )
 from bedrock_proxy.rules import Rules
-from bedrock_proxy.store import Spent, Standing
+from bedrock_proxy.standing import Spent, Standing
 from bedrock_proxy.usage import UsageRecord
 
 TOKEN = tokens.mint(bytes(range(32)))

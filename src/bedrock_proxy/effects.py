@@ -4,7 +4,7 @@ and says which port answers it and how.
 """
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
 from attrs import frozen
 
@@ -21,10 +21,8 @@ from bedrock_proxy.ports import (
     UpstreamHead,
     UpstreamReply,
 )
+from bedrock_proxy.standing import Standing
 from bedrock_proxy.usage import UsageRecord
-
-if TYPE_CHECKING:
-    from bedrock_proxy.store import Standing
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -112,7 +110,7 @@ class FindToken(Effect["TokenOwner | None"]):
 
 
 @frozen
-class FindStanding(Effect["Standing"]):
+class FindStanding(Effect[Standing]):
     """What has a customer used, and what remains?"""
 
     customer_id: str
@@ -121,7 +119,7 @@ class FindStanding(Effect["Standing"]):
     def on(self, ports: Ports) -> HasKind:
         return ports.tokens
 
-    def run(self, ports: Ports) -> "Answer[Standing]":
+    def run(self, ports: Ports) -> Answer[Standing]:
         return ports.tokens.standing(self.customer_id, self.at)
 
 

@@ -7,13 +7,9 @@ does. Every path through it that was admitted ends in exactly one :class:`Finish
 """
 
 import json
-from collections.abc import Sequence
-from typing import Final
 
-from attrs import asdict
-
-from bedrock_proxy import front, routes, tokens
-from bedrock_proxy.admission import AdmissionRequest, Barred, Grant, Limit, LimitState, Refusal
+from bedrock_proxy import front, limits, routes, tokens
+from bedrock_proxy.admission import AdmissionRequest, Refusal
 from bedrock_proxy.course import Course, carry, say_terminal
 from bedrock_proxy.customers import CustomerStatus, TokenOwner
 from bedrock_proxy.dialects.dialect import Call, Dialect
@@ -37,7 +33,6 @@ from bedrock_proxy.effects import (
 from bedrock_proxy.errors import (
     ClientFault,
     Code,
-    LimitReached,
     ProxyError,
     StoreUnavailable,
     Unavailable,
@@ -159,8 +154,9 @@ def _admitted(
         yield from _release(wanted)
         raise
     if isinstance(grant, Refusal):
-        raise _refusal(grant)
-    course = Course(request, rules, call, arrived, grant.lease, _extra_headers(grant, owner))
+        raise limits.refused(grant)
+    extra = (*limits.headers(grant.limits), *limits.deprecation(owner.key))
+    course = Course(request, rules, call, arrived, grant.lease, extra)
     return (yield from _settled(course))
 
 
@@ -174,41 +170,25 @@ def _owner(request: Request, rules: Rules, dialect: Dialect, arrived: Instant) -
     if owner is None:
         raise front.unauthorized()
     if owner.status is not CustomerStatus.ACTIVE:
-        raise _disabled()
+        raise limits.disabled()
     return owner
 
 
 def _standing(request: Request, owner: TokenOwner, arrived: Instant) -> Flow[None]:
     """``GET /v1/usage``: the caller's own usage, and what remains."""
     standing = yield from ask(FindStanding(owner.customer_id, arrived.epoch_ms))
-    seconds = arrived.epoch_ms // 1000
-    body = json.dumps(
-        {
-            "customer_id": standing.customer_id,
-            "limits": {
-                state.name.value: {
-                    "limit": state.limit,
-                    "remaining": state.remaining,
-                    "resets_at": seconds + state.resets_in,
-                }
-                for state in standing.limits
-            },
-            "in_flight": standing.in_flight,
-            "today": asdict(standing.today),
-            "month": asdict(standing.month),
-        }
-    ).encode()
+    body = limits.standing_body(standing, arrived.epoch_ms)
     headers = (
         ("content-type", "application/json"),
-        ("content-length", str(len(body) + 1)),
+        ("content-length", str(len(body))),
         ("cache-control", "no-store"),
         ("x-request-id", request.request_id),
-        *limit_headers(standing.limits),
-        *_deprecation(owner),
+        *limits.headers(standing.limits),
+        *limits.deprecation(owner.key),
     )
     try:
         yield Head(200, headers)
-        yield body + b"\n"
+        yield body
     except Interruption:
         return
 
@@ -245,76 +225,6 @@ def _release(wanted: AdmissionRequest) -> Flow[None]:
         yield from ask(Release(wanted))
     except StoreUnavailable:
         return  # the lease runs out by itself, and a reaper settles it
-
-
-def _refusal(refusal: Refusal) -> ProxyError:
-    headers = limit_headers(refusal.limits)
-    match refusal.reason:
-        case Barred.KEY_GONE:
-            return front.unauthorized()
-        case Barred.CUSTOMER_DISABLED:
-            return _disabled()
-        case Barred.PRICE_UNKNOWN:
-            return ClientFault(
-                "This model has no known price, and your budget is in money.",
-                Code.PRICE_UNKNOWN,
-                headers=headers,
-            )
-        case limit:
-            pass
-    budget = limit not in {Limit.REQUESTS_PER_MINUTE, Limit.TOKENS_PER_MINUTE, Limit.CONCURRENCY}
-    waiting = refusal.retry_after is not None
-    what = str(limit).replace("_", " ")
-    cap = f" of {refusal.cap}" if refusal.cap is not None else ""
-    advice = (
-        f"try again in {refusal.retry_after} seconds"
-        if waiting
-        else "this request alone is larger than it allows"
-    )
-    return LimitReached(
-        f"The limit{cap} {what} has been reached; {advice}.",
-        Code.OVER_BUDGET if budget else Code.RATE_LIMITED,
-        retryable=waiting,
-        retry_after=refusal.retry_after,
-        limit=str(limit),
-        headers=headers,
-    )
-
-
-def _disabled() -> ProxyError:
-    return ClientFault("This customer has been disabled.", Code.CUSTOMER_DISABLED)
-
-
-_HEADER_NAMES: Final = {
-    Limit.REQUESTS_PER_MINUTE: "requests",
-    Limit.TOKENS_PER_MINUTE: "tokens",
-    Limit.REQUESTS_PER_DAY: "requests-day",
-    Limit.TOKENS_PER_DAY: "tokens-day",
-}
-
-
-def limit_headers(states: Sequence[LimitState]) -> Headers:
-    """``x-ratelimit-{limit,remaining,reset}-…``; reset in whole seconds."""
-    said: list[tuple[str, str]] = []
-    for state in states:
-        name = _HEADER_NAMES.get(state.name)
-        if name is not None:
-            said += [
-                (f"x-ratelimit-limit-{name}", str(state.limit)),
-                (f"x-ratelimit-remaining-{name}", str(state.remaining)),
-                (f"x-ratelimit-reset-{name}", str(state.resets_in)),
-            ]
-    return tuple(said)
-
-
-def _extra_headers(grant: Grant, owner: TokenOwner) -> Headers:
-    return (*limit_headers(grant.limits), *_deprecation(owner))
-
-
-def _deprecation(owner: TokenOwner) -> Headers:
-    """While a rotated token's grace period runs: when it was rotated (RFC 9745)."""
-    rotated = owner.key.deprecated_at
-    return () if rotated is None else (("deprecation", f"@{rotated // 1000}"),)
 
 
 # --- from lease to ledger -------------------------------------------------------------------

@@ -15,17 +15,15 @@ upstream, :class:`UpstreamUnreachable`; it may raise any
 
 from collections.abc import Awaitable
 from enum import Enum, StrEnum, unique
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar
+from typing import Final, Literal, Protocol, TypeAlias, TypeVar
 
 from attrs import frozen
 
 from bedrock_proxy.admission import AdmissionRequest, Grant, Lease, Refusal
 from bedrock_proxy.customers import TokenOwner
 from bedrock_proxy.http import Headers
+from bedrock_proxy.standing import Standing
 from bedrock_proxy.usage import UsageRecord
-
-if TYPE_CHECKING:
-    from bedrock_proxy.store import Standing
 
 R = TypeVar("R")
 Answer: TypeAlias = R | Awaitable[R]
@@ -104,7 +102,7 @@ class TokenDirectory(Protocol):
         """The owner of an unexpired, unrevoked token (*at*: epoch ms); None for any other."""
         ...
 
-    def standing(self, customer_id: str, at: int) -> "Answer[Standing]":
+    def standing(self, customer_id: str, at: int) -> Answer[Standing]:
         """
         What the customer has used and what remains at *at* (epoch ms), from counters:
         never a scan of the ledger.

@@ -9,9 +9,10 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from attrs import frozen
 
-from bedrock_proxy.admission import GateState, Lease, LimitState
+from bedrock_proxy.admission import GateState, Lease
 from bedrock_proxy.customers import Customer, Key
 from bedrock_proxy.ports import Gate, Ledger, TokenDirectory
+from bedrock_proxy.standing import Standing
 from bedrock_proxy.usage import UsageRecord
 
 T = TypeVar("T")
@@ -72,33 +73,6 @@ class UsageSum:
     token_count: int
     cost_nanousd: int
     unpriced: int
-
-
-@frozen(kw_only=True)
-class Spent:
-    """What a period's counters say: settled usage and open reservations together."""
-
-    requests: int
-    tokens: int
-    cost_nanousd: int
-
-
-@frozen(kw_only=True)
-class Standing:
-    """
-    How a customer stands just now, from the counters: never a scan of the ledger.
-
-    Attributes:
-        limits: Every limit that is set.
-        in_flight: Leases that have not passed their deadline.
-        today, month: The UTC day and month of the time asked about.
-    """
-
-    customer_id: str
-    limits: tuple[LimitState, ...]
-    in_flight: int
-    today: Spent
-    month: Spent
 
 
 class Customers(Protocol):

@@ -9,7 +9,7 @@ from bedrock_proxy import admission
 from bedrock_proxy.admission import FRESH, AdmissionRequest, GateState, Grant, Lease, Refusal
 from bedrock_proxy.customers import UNLIMITED, CustomerStatus, Key
 from bedrock_proxy.errors import Unavailable
-from bedrock_proxy.store import Standing
+from bedrock_proxy.standing import Standing
 from bedrock_proxy_adapters.stores.directory import get_customer
 from bedrock_proxy_adapters.stores.rows import (
     dump_lease,

@@ -33,7 +33,8 @@ from bedrock_proxy.customers import (
 )
 from bedrock_proxy.errors import Unavailable, store_unavailable
 from bedrock_proxy.ports import PortKind
-from bedrock_proxy.store import PAGE_SIZE, By, Page, Standing, UsageSum
+from bedrock_proxy.standing import Standing
+from bedrock_proxy.store import PAGE_SIZE, By, Page, UsageSum
 from bedrock_proxy.usage import UsageRecord
 from bedrock_proxy_adapters.stores.sums import page_key, standing_of, sum_rows
 

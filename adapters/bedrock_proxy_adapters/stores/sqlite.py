@@ -10,7 +10,8 @@ from pathlib import Path
 from bedrock_proxy.admission import AdmissionRequest, GateState, Grant, Lease, Refusal
 from bedrock_proxy.customers import Customer, Key, TokenOwner
 from bedrock_proxy.ports import PortKind
-from bedrock_proxy.store import PAGE_SIZE, By, Page, Standing, UsageSum
+from bedrock_proxy.standing import Standing
+from bedrock_proxy.store import PAGE_SIZE, By, Page, UsageSum
 from bedrock_proxy.usage import UsageRecord
 from bedrock_proxy_adapters.stores import directory, gate, ledger
 from bedrock_proxy_adapters.stores.database import REAPED_AT_ONCE, Database

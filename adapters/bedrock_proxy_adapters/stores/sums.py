@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 from bedrock_proxy.admission import GateState, limit_states, rolled
 from bedrock_proxy.customers import Customer
-from bedrock_proxy.store import By, Spent, Standing, UsageSum
+from bedrock_proxy.standing import Spent, Standing
+from bedrock_proxy.store import By, UsageSum
 from bedrock_proxy.usage import Outcome, State, UsageRecord
 
 
