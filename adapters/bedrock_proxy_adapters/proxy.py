@@ -5,6 +5,7 @@ Hosts ask it for a :class:`Passage` per request and drive that; it bounds how mu
 at once, and it can bring everything to an end.
 """
 
+import json
 import logging
 import os
 import random
@@ -23,6 +24,7 @@ from bedrock_proxy.effects import Flow
 from bedrock_proxy.errors import ConfigurationError, ProxyError
 from bedrock_proxy.exchange import exchange
 from bedrock_proxy.http import Request
+from bedrock_proxy.models.names import without_account
 from bedrock_proxy.ports import (
     Body,
     Gate,
@@ -107,7 +109,12 @@ class LoggingTelemetry:
         except Exception as error:  # noqa: BLE001 -- the row must be somewhere
             _log.error("The spool could not take a usage row (%s).", type(error).__name__)
         # The last resort: one structured line, from which the row can be entered again.
-        _log.critical("unsettled usage row: %s", record.as_dict())
+        row = evolve(
+            record,
+            model_id=without_account(record.model_id),
+            model=without_account(record.model),
+        )
+        _log.critical("unsettled usage row: %s", json.dumps(row.as_dict()))
 
     def fault(self, request_id: str, error: BaseException) -> None:
         # The type and the place, never the words: they may quote a body.

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
+from bedrock_proxy.models.names import without_account
 from bedrock_proxy.ports import Operation
 from bedrock_proxy.usage import UsageRecord
 
@@ -20,7 +21,10 @@ _STREAMS = frozenset(operation.value for operation in Operation if operation.str
 
 
 def usage_line(record: UsageRecord) -> str:
-    """The line for *record*, without a line end. ``error`` is our code, never Bedrock's text."""
+    """
+    The line for *record*, without a line end. ``error`` is our code, never Bedrock's text;
+    a model that was named by ARN appears without the account.
+    """
     timestamp = (record.admitted_at + record.duration_ms) // 1000
     line: dict[str, str | int]
     if record.error_code is not None:
@@ -50,10 +54,9 @@ def usage_line(record: UsageRecord) -> str:
 
 def _model_id(record: UsageRecord) -> str:
     """As the client named it; of an ARN only what it names, for it holds an account's id."""
-    if not record.model_id.startswith("arn:"):
-        return record.model_id
-    name = record.model_id if record.model.startswith("arn:") else record.model
-    return name.split(":", 5)[-1] if name.startswith("arn:") else name
+    if record.model_id.startswith("arn:"):
+        return without_account(record.model)
+    return record.model_id
 
 
 def log_usage(record: UsageRecord) -> None:

@@ -150,6 +150,14 @@ def not_allowed() -> ClientFault:
     )
 
 
+def without_account(name: str) -> str:
+    """
+    A model's name as logs may hold it: an ARN as its resource alone
+    (``application-inference-profile/abc``), anything else as it is.
+    """
+    return name.split(":", 5)[-1] if name.startswith("arn:") else name
+
+
 def partition_of(region: str) -> str:
     """The partition that *region* belongs to, by AWS's naming of regions."""
     for prefix, partition in _PARTITIONS:

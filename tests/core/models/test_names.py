@@ -12,6 +12,7 @@ from bedrock_proxy.models.names import (
     not_allowed,
     parse_model_id,
     partition_of,
+    without_account,
 )
 
 HAIKU = "anthropic.claude-3-haiku-20240307-v1:0"
@@ -337,3 +338,18 @@ def test_every_recorded_model_id_is_understood() -> None:
     for recording in recordings():
         if recording.model_id:
             assert parse_model_id(recording.model_id).raw == recording.model_id
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (HAIKU, HAIKU),
+        (f"arn:aws:bedrock:us-east-1::foundation-model/{HAIKU}", f"foundation-model/{HAIKU}"),
+        (
+            "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/abc",
+            "application-inference-profile/abc",
+        ),
+    ],
+)
+def test_a_name_in_a_log_holds_no_account(name: str, shown: str) -> None:
+    assert shown == without_account(name)
