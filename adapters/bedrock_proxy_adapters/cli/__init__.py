@@ -73,10 +73,15 @@ def main() -> None:
     except BedrockProxyError as error:
         click.echo(f"Error: {_sentence(error)}", err=True)
         sys.exit(1)
+    except OSError as error:
+        # A folder that may not be looked into, a disk that is full.
+        where = "" if error.filename is None else f"{error.filename}: "
+        click.echo(f"Error: {where}{error.strerror or error}.", err=True)
+        sys.exit(1)
 
 
 def _sentence(error: BedrockProxyError) -> str:
     """What went wrong; to an operator, what the store itself said may be told too."""
     if isinstance(error, StoreUnavailable) and error.__cause__ is not None:
-        return f"{error} ({error.__cause__})"
+        return f"{str(error).rstrip('.')} ({error.__cause__})."
     return str(error)
