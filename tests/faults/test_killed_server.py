@@ -239,7 +239,7 @@ def test_A03_a_store_that_is_down_at_settlement_costs_neither_reply_nor_row(
         running.simulator.default(Script(text="a b c", gate=True, input_tokens=5, output_tokens=3))
         with RawClient(running, Connection="close") as client:
             call = running.simulator.wait_calls(1)[0]
-            call.release(2)
+            call.release(3)
             request_id = client.request_id
             [lease] = running.store.open_leases()
             with away(running.store):
@@ -272,7 +272,7 @@ def test_a_spool_that_is_full_closes_admission_until_it_is_replayed(tmp_path: Pa
         running.simulator.default(Script(text="a b c", gate=True))
         with RawClient(running, Connection="close") as client:
             call = running.simulator.wait_calls(1)[0]
-            call.release(2)
+            call.release(3)
             request_id = client.request_id
             with away(running.store):
                 call.release(100)

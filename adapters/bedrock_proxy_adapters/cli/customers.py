@@ -24,7 +24,7 @@ from bedrock_proxy.models.names import parse_model_id
 from bedrock_proxy.store import every_customer
 from bedrock_proxy_adapters.cli.opened import existing_store, lasting_store
 from bedrock_proxy_adapters.cli.output import as_json, note, table, when
-from bedrock_proxy_adapters.config import Settings, store_path
+from bedrock_proxy_adapters.config import Settings, store_name
 
 _LIMITS: Final = {
     "requests_per_minute": "Requests a minute, sustained.",
@@ -158,7 +158,7 @@ def create(
         return
     click.echo(f"customer_id: {customer.id}")
     click.echo(f"token:       {shown}")
-    note(f"Limits: {_caps(customer.limits)}. Database: {store_path(settings.store)}")
+    note(f"Limits: {_caps(customer.limits)}. Database: {store_name(settings.store)}")
     note(_KEEP)
 
 
@@ -264,7 +264,12 @@ def show(customer_id: str, as_json_: bool) -> None:
 @_limit_options()
 @_json_option
 def update_limits(customer_id: str, models: tuple[str, ...], as_json_: bool, **caps: Any) -> None:
-    """Change limits; those not named stay. They hold from the next request on."""
+    """
+    Change limits; those not named stay.
+
+    They hold from the next request on; a list of models within a minute, as long as a
+    server may remember whose token it is.
+    """
     if not models and all(cap is None for cap in caps.values()):
         raise click.UsageError("Name at least one limit, or --models, to change.")
     allowed = _model_list(models)

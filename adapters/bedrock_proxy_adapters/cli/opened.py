@@ -30,7 +30,7 @@ def lasting_store(url: str) -> Store:
     Raises:
         ConfigurationError: It cannot be opened, or would be gone when the command ends.
     """
-    if store_path(url) is None:
+    if url == "memory:":
         raise ConfigurationError(
             "BEDROCK_PROXY_STORE is memory:, which nothing outlives; name a database, for "
             "example sqlite:///bedrock-proxy.db."

@@ -12,7 +12,7 @@ import click
 
 from bedrock_proxy.errors import ConfigurationError
 from bedrock_proxy_adapters.cli.output import not_listening
-from bedrock_proxy_adapters.config import Settings, proxy_from_env, store_path
+from bedrock_proxy_adapters.config import Settings, proxy_from_env, store_name
 
 if TYPE_CHECKING:
     import uvicorn
@@ -46,8 +46,9 @@ def serve(host: str, port: int, usage_log: bool) -> None:
     settings = Settings.from_env()
     with listening(host, port) as listener:
         proxy = proxy_from_env(finished=usage_writer() if usage_log else None)
-        path = store_path(settings.store)
-        where = "memory: no customers, and gone when this ends" if path is None else path
+        where = store_name(settings.store)
+        if where == "memory:":
+            where += " no customers, and gone when this ends"
         click.echo(f"Store: {where}", err=True)
         run(proxy, listener)
 
