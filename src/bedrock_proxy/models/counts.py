@@ -116,16 +116,20 @@ def converse_usage(usage: Json) -> Usage:
 
 
 def openai_usage(usage: Json) -> Usage:
-    """``usage`` as OpenAI's API writes it, where the prompt's count includes cached tokens."""
+    """
+    ``usage`` as OpenAI's APIs write it (Chat Completions, and Responses in other words),
+    where the prompt's count includes cached tokens.
+    """
     source = mapping(usage)
-    prompt = count(source.get("prompt_tokens"))
-    cached = count(mapping(source.get("prompt_tokens_details")).get("cached_tokens"))
+    prompt = _first(source, ("prompt_tokens", "input_tokens"))
+    details = mapping(source.get("prompt_tokens_details", source.get("input_tokens_details")))
+    cached = count(details.get("cached_tokens"))
     if prompt is not None and cached is not None:
         cached = min(cached, prompt)
         prompt -= cached
     return Usage(
         input_tokens=prompt,
-        output_tokens=count(source.get("completion_tokens")),
+        output_tokens=_first(source, ("completion_tokens", "output_tokens")),
         cache_read_tokens=cached,
     )
 

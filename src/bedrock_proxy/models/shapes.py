@@ -5,7 +5,7 @@ Reading by shape: for models whose name does not tell, or tells nothing known.
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from bedrock_proxy.models import anthropic, completions, converse
+from bedrock_proxy.models import anthropic, completions, converse, responses
 from bedrock_proxy.models.counts import METRICS, cohere_usage
 from bedrock_proxy.models.openai import DONE, ChoicesReader
 from bedrock_proxy.models.reader import Reader
@@ -39,6 +39,10 @@ class ShapeReader:
         kind = event.get("type")
         if isinstance(kind, str) and kind in anthropic.EVENT_TYPES:
             return self._reader(anthropic.ClaudeReader).read(event)
+        if event.get("object") == "response" or (
+            isinstance(kind, str) and kind.startswith(responses.PREFIX)
+        ):
+            return self._reader(responses.ResponsesReader).read(event)
         if "choices" in event:
             inline = "gpt-oss" in string(event.get("model"))
             return self._reader(_inline_choices if inline else ChoicesReader).read(event)
