@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bedrock_proxy.usage import UsageRecord
     from bedrock_proxy_adapters.proxy import Disconnect, Proxy
     from bedrock_proxy_adapters.stores.memory import MemoryStore
+    from bedrock_proxy_adapters.stores.redis import RedisStore
     from bedrock_proxy_adapters.stores.spool import Spool
     from bedrock_proxy_adapters.stores.sqlite import SqliteStore
 
@@ -32,6 +33,8 @@ T = TypeVar("T")
 DEFAULT_STORE: Final = "sqlite:///bedrock-proxy.db"
 
 _PREFIX: Final = "BEDROCK_PROXY_"
+
+_REDIS: Final = frozenset({"redis", "rediss", "valkey", "valkeys", "redis+unix"})
 
 
 def _setting(default: T, meaning: str) -> T:
@@ -47,7 +50,8 @@ class Settings:
     store: str = _setting(
         DEFAULT_STORE,
         "Where customers and the ledger live: `sqlite:///relative.db`, "
-        "`sqlite:////absolute.db` or `memory:`.",
+        "`sqlite:////absolute.db`, `redis://host:6379/0` (`rediss://`, `valkey://`, "
+        "`valkeys://`, `redis+unix:///socket`) or `memory:`.",
     )
     pepper: str | None = _setting(
         None,
@@ -73,7 +77,8 @@ class Settings:
     spool: str | None = _setting(
         None,
         "A file where settlements wait while the store is down. Default: beside the SQLite "
-        "file, with `-spool` at its end; none for `memory:`.",
+        "file, with `-spool` at its end; `bedrock-proxy-spool` in the working folder for a "
+        "server; none for `memory:`.",
     )
     aws_account: str | None = _setting(
         None, "The AWS account whose ARNs clients may name; unset means any."
@@ -178,23 +183,40 @@ _READERS: Final[Mapping[str, Callable[[str], object]]] = {
 
 def store_path(url: str) -> Path | None:
     """
-    The absolute path of the database that *url* names; None for ``memory:``.
+    The absolute path of the database that *url* names; None where the store is no file.
 
     Raises:
         ConfigurationError: It names no store we know.
     """
-    if url == "memory:":
+    if url == "memory:" or _is_redis(url):
         return None
     parts = urlsplit(url)
     if parts.scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
         # As in SQLAlchemy's URLs: three slashes are relative, four absolute.
         return Path(unquote(parts.path[1:])).absolute()
     raise ConfigurationError(
-        f"The store {url!r} is not one of sqlite:///relative.db, sqlite:////absolute.db, memory:."
+        f"The store {url!r} is not one of sqlite:///relative.db, sqlite:////absolute.db, "
+        "redis://host:6379/0, memory:."
     )
 
 
-def open_store(url: str) -> "SqliteStore | MemoryStore":
+def store_name(url: str) -> str:
+    """
+    What may be shown of *url*: where the store is, and never a password.
+
+    Raises:
+        ConfigurationError: It names no store we know.
+    """
+    path = store_path(url)
+    if path is not None:
+        return str(path)
+    parts = urlsplit(url)
+    if not parts.netloc and not parts.path:
+        return url
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def open_store(url: str) -> "SqliteStore | RedisStore | MemoryStore":
     """
     The store that *url* names.
 
@@ -202,13 +224,26 @@ def open_store(url: str) -> "SqliteStore | MemoryStore":
         ConfigurationError: It names none, or cannot be opened.
     """
     path = store_path(url)
-    if path is None:
-        from bedrock_proxy_adapters.stores.memory import MemoryStore
+    if path is not None:
+        from bedrock_proxy_adapters.stores.sqlite import SqliteStore
 
-        return MemoryStore()
-    from bedrock_proxy_adapters.stores.sqlite import SqliteStore
+        return SqliteStore(path)
+    if _is_redis(url):
+        try:
+            from bedrock_proxy_adapters.stores.redis import RedisStore
+        except ImportError:
+            raise ConfigurationError(
+                "A Redis store needs redis-py: pip install 'bedrock-proxy[redis]'."
+            ) from None
+        return RedisStore.from_url(url)
+    from bedrock_proxy_adapters.stores.memory import MemoryStore
 
-    return SqliteStore(path)
+    return MemoryStore()
+
+
+def _is_redis(url: str) -> bool:
+    scheme, _, rest = url.partition("://")
+    return scheme in _REDIS and bool(rest)
 
 
 def proxy_from_env(
@@ -271,11 +306,12 @@ def _spool(settings: Settings) -> "Spool | None":
             the store is down.
     """
     path = store_path(settings.store)
-    if settings.spool is None and path is None:
+    if settings.spool is None and settings.store == "memory:":
         return None
     from bedrock_proxy_adapters.stores.spool import Spool
 
-    place = Path(settings.spool if settings.spool is not None else f"{path}-spool").absolute()
+    beside = "bedrock-proxy-spool" if path is None else f"{path}-spool"
+    place = Path(settings.spool if settings.spool is not None else beside).absolute()
     missing = not place.parent.is_dir()
     if missing or not os.access(place if place.exists() else place.parent, os.W_OK):
         raise ConfigurationError(

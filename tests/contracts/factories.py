@@ -6,13 +6,16 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from attrs import frozen
+from tests.servers import redis
 
 from bedrock_proxy.admission import AdmissionRequest, Grant, Lease, Refusal
 from bedrock_proxy.customers import TokenOwner
 from bedrock_proxy.usage import UsageRecord
 from bedrock_proxy_adapters.stores.memory import MemoryStore
+from bedrock_proxy_adapters.stores.redis import RedisStore
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
 
 
@@ -71,10 +74,19 @@ def _native(folder: Path) -> OnALoop:
     return OnALoop(folder / "store.db")
 
 
+def _redis(folder: Path) -> RedisStore:
+    return RedisStore.from_url(
+        f"{redis.shared().url}?prefix={folder.name}-{crc32(bytes(folder)):08x}",
+        clock="caller",
+        reap_at_admission=False,
+    )
+
+
 MEMORY = StoreFactory("memory", _memory, is_durable=False)
 SQLITE = StoreFactory("sqlite", _sqlite, is_durable=True)
 SQLITE_NATIVE = StoreFactory("sqlite-native", _native, is_durable=True)
+REDIS = StoreFactory("redis", _redis, is_durable=True)
 
-FACTORIES = [MEMORY, SQLITE, SQLITE_NATIVE]
-THREADED = [MEMORY, SQLITE]
+FACTORIES = [MEMORY, SQLITE, SQLITE_NATIVE, REDIS]
+THREADED = [MEMORY, SQLITE, REDIS]
 """Those whose ports may be called from several threads."""

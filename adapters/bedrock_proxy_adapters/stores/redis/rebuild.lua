@@ -1,0 +1,31 @@
+-- Count the current day and month again from the ledger and the open leases.
+-- KEYS: gate, leases, rows, then the ledger of each day of a month
+-- ARGV: time, that month, its first day
+-- Returns 'done', or 'month' and the month whose ledger it needs.
+
+local state = load_state(redis.call('GET', KEYS[1]))
+local latest = time_of(ARGV[1])
+local last = redis.call('ZREVRANGE', KEYS[3], 0, 0, 'WITHSCORES')
+if last[2] then latest = math.max(latest, tonumber(last[2])) end
+local leases = redis.call('HVALS', KEYS[2])
+for i, text in ipairs(leases) do
+    leases[i] = load_lease(text)
+    latest = math.max(latest, leases[i].at)
+end
+state = rolled(state, latest)
+if state.month ~= tonumber(ARGV[2]) then return {'month', whole(state.month)} end
+
+state.day_requests, state.day_tokens, state.day_cost = 0, 0, 0
+state.month_requests, state.month_tokens, state.month_cost = 0, 0, 0
+for i = 4, #KEYS do
+    local at = (tonumber(ARGV[3]) + i - 4) * DAY
+    for _, text in ipairs(redis.call('HVALS', KEYS[i])) do
+        local tokens, cost = string.match(text, '^%[[^,]+,[^,]+,[^,]+,([^,]+),([^%]]+)%]')
+        recount(state, at, 1, tonumber(tokens), tonumber(cost))
+    end
+end
+for _, lease in ipairs(leases) do
+    recount(state, lease.at, 1, lease.tokens, lease.cost)
+end
+redis.call('SET', KEYS[1], dump_state(state))
+return {'done'}
