@@ -1,0 +1,153 @@
+"""The upkeep: leases of dead processes settled, waiting rows entered, once in each process."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from tests.running import wait_for
+
+from bedrock_proxy.admission import Lease
+from bedrock_proxy.errors import store_unavailable
+from bedrock_proxy.usage import UsageRecord
+from bedrock_proxy_adapters.upkeep import Upkeep
+
+
+class Books:
+    """Says what was asked of it; fails as often as it is told to."""
+
+    def __init__(self, overdue: int = 0, failures: tuple[Exception, ...] = ()) -> None:
+        self.said: list[str] = []
+        self.overdue = overdue
+        self.failures = list(failures)
+        self.threads: set[str] = set()
+
+    def reap(self, now: int, limit: int = 1_000) -> int:
+        self.threads.add(threading.current_thread().name)
+        self.said.append("reap")
+        if self.failures:
+            raise self.failures.pop(0)
+        count = min(limit, self.overdue)
+        self.overdue -= count
+        return count
+
+    def finish(self, record: UsageRecord, lease: Lease) -> None:
+        self.said.append("finish")
+
+
+class Waiting:
+    def __init__(self, books: Books, size: int = 1) -> None:
+        self.size = size
+        self._books = books
+
+    def replay(self, finish: Callable[[UsageRecord, Lease], object]) -> None:
+        assert finish == self._books.finish
+        self._books.said.append("replay")
+        self.size = 0
+
+
+@pytest.fixture
+def ended() -> Iterator[list[Upkeep]]:
+    begun: list[Upkeep] = []
+    yield begun
+    for each in begun:
+        each.end()
+
+
+def test_true_figures_are_entered_before_estimates_are_made() -> None:
+    books = Books()
+    Upkeep(books, 60.0, Waiting(books)).once()
+    assert ["replay", "reap"] == books.said
+
+
+def test_an_empty_spool_is_left_alone() -> None:
+    books = Books()
+    Upkeep(books, 60.0, Waiting(books, size=0)).once()
+    assert ["reap"] == books.said
+
+
+def test_everything_that_is_overdue_is_settled() -> None:
+    books = Books(overdue=2_500)
+    Upkeep(books, 60.0).once()
+    assert 0 == books.overdue
+    assert 3 == len(books.said)
+
+
+def test_it_looks_at_once_and_again_after_half_a_lease(ended: list[Upkeep]) -> None:
+    books = Books()
+    upkeep = Upkeep(books, 0.05)
+    ended.append(upkeep)
+    upkeep.begin()
+    wait_for(lambda: len(books.said) >= 3 or None, "three looks")
+    assert {"bedrock-proxy-upkeep"} == books.threads
+
+
+def test_beginning_twice_is_beginning_once(ended: list[Upkeep]) -> None:
+    books = Books()
+    upkeep = Upkeep(books, 60.0)
+    ended.append(upkeep)
+    racing = [threading.Thread(target=upkeep.begin) for _ in range(8)]
+    for thread in racing:
+        thread.start()
+    for thread in racing:
+        thread.join()
+    wait_for(lambda: books.said or None, "the first look")
+    assert ["reap"] == books.said
+
+
+def test_a_store_that_is_down_or_a_defect_only_puts_it_off(
+    ended: list[Upkeep], caplog: pytest.LogCaptureFixture
+) -> None:
+    books = Books(failures=(store_unavailable(), RuntimeError("CANARY")))
+    upkeep = Upkeep(books, 0.02)
+    ended.append(upkeep)
+    with caplog.at_level(logging.WARNING, "bedrock_proxy"):
+        upkeep.begin()
+        wait_for(lambda: len(books.said) >= 4 or None, "four looks")
+    levels = [(r.levelname, r.getMessage()) for r in caplog.records if r.name == "bedrock_proxy"]
+    assert [level for level, _ in levels] == ["WARNING", "ERROR"]
+    assert "RuntimeError" in levels[1][1]
+    assert "CANARY" not in caplog.text
+
+
+def test_it_ends_when_told(ended: list[Upkeep]) -> None:
+    books = Books()
+    upkeep = Upkeep(books, 0.02)
+    upkeep.begin()
+    wait_for(lambda: books.said or None, "a look")
+    upkeep.end()
+    wait_for(
+        lambda: (
+            not any(
+                t.name == "bedrock-proxy-upkeep" and t.is_alive() for t in threading.enumerate()
+            )
+            or None
+        ),
+        "the thread's end",
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_the_child_of_a_fork_begins_its_own(ended: list[Upkeep]) -> None:
+    books = Books()
+    upkeep = Upkeep(books, 60.0)
+    ended.append(upkeep)
+    upkeep.begin()
+    wait_for(lambda: books.said or None, "the parent's look")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        books.said.clear()
+        upkeep.begin()
+        try:
+            wait_for(lambda: books.said or None, "the child's look", 5)
+            os.write(writer, b"looked")
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    said = os.read(reader, 10)
+    os.close(reader)
+    assert b"looked" == said
