@@ -42,7 +42,7 @@ test: lint
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.dev-installed
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) -m slow -o timeout=7200 $(ARGS)
 
 bench: $(VENV)/.dev-installed
 	$(BIN)/python -m benchmarks

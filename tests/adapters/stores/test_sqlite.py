@@ -8,6 +8,8 @@ import sqlite3
 import stat
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +254,13 @@ def test_what_waits_together_is_committed_together(store: SqliteStore) -> None:
     assert len(store.open_leases()) == 20
 
 
+def wait_until(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
 def test_a_defect_in_one_piece_of_work_harms_no_other_in_its_group(store: SqliteStore) -> None:
     add(store)
     writer = store._database.writer()
@@ -277,12 +286,15 @@ def test_a_defect_in_one_piece_of_work_harms_no_other_in_its_group(store: Sqlite
         ("wrong", wrong),
         ("better", lambda connection: gate.admit(connection, ask("better"))),
     ]
+    threads = [threading.Thread(target=run, args=each) for each in works]
     with ticket.held():
-        threads = [threading.Thread(target=run, args=each) for each in works]
-        for thread in threads:
+        # The first alone, so that the writer waits for the ticket with it; then the others.
+        threads[0].start()
+        wait_until(lambda: threads[0].is_alive() and writer._queue.empty())
+        time.sleep(0.05)
+        for thread in threads[1:]:
             thread.start()
-        while writer._queue.qsize() < 3:
-            pass
+        wait_until(lambda: writer._queue.qsize() == 3)
     for thread in threads:
         thread.join()
     ticket.close()
