@@ -84,6 +84,18 @@ class Settings:
         None, "The AWS account whose ARNs clients may name; unset means any."
     )
 
+    cors_origins: tuple[str, ...] = _setting(
+        (),
+        "Origins whose web pages may call the proxy, separated by commas "
+        "(`https://app.example.com`), or `*`. None unless set. Never beside the CORS settings "
+        "of a Function URL or a gateway.",
+    )
+    lambda_mode: str = _setting(
+        "stream",
+        "How the streaming Lambda host answers: `stream`, or `buffered` behind a Function URL "
+        "or a REST API that is set to buffer.",
+    )
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
         """
@@ -119,6 +131,7 @@ class Settings:
             max_duration=self.max_duration,
             lease_ms=round(self.lease_seconds * 1000),
             max_body_bytes=self.max_body_bytes,
+            cors_origins=self.cors_origins,
         )
 
 
@@ -165,6 +178,18 @@ def _account(raw: str) -> str:
     return raw
 
 
+def _origins(raw: str) -> tuple[str, ...]:
+    from bedrock_proxy.cors import check_origin
+
+    return tuple(check_origin(origin.strip()) for origin in raw.split(","))
+
+
+def _mode(raw: str) -> str:
+    if raw not in {"stream", "buffered"}:
+        raise ValueError(f"must be stream or buffered, not {raw!r}")
+    return raw
+
+
 _READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "store": _text,
     "pepper": _text,
@@ -178,6 +203,8 @@ _READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "lease_seconds": _seconds,
     "spool": _text,
     "aws_account": _account,
+    "cors_origins": _origins,
+    "lambda_mode": _mode,
 }
 
 

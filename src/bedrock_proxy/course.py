@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeVar
 
 from attrs import define, field
 
-from bedrock_proxy import faults
+from bedrock_proxy import cors, faults
 from bedrock_proxy.admission import Lease
 from bedrock_proxy.dialects.dialect import Call, Translation
 from bedrock_proxy.drive import Deadline, Ending, Gone, Interruption
@@ -325,7 +325,9 @@ def _say_head(course: Course, headers: Headers) -> Flow[None]:
     now = yield from ask(Now())
     course.head_said = True
     course.first_byte = now.monotonic
-    yield Head(200, (*headers, ("x-request-id", course.request.request_id), *course.extra))
+    request = course.request
+    shared = cors.headers(request, course.rules.cors_origins)
+    yield Head(200, (*headers, ("x-request-id", request.request_id), *course.extra, *shared))
 
 
 def _error_body(course: Course, reply: UpstreamReply, translation: Translation) -> Flow[bytes]:

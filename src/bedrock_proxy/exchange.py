@@ -7,8 +7,9 @@ does. Every path through it that was admitted ends in exactly one :class:`Finish
 """
 
 import json
+from contextlib import suppress
 
-from bedrock_proxy import front, limits, routes, tokens
+from bedrock_proxy import cors, front, limits, routes, tokens
 from bedrock_proxy.admission import AdmissionRequest, Refusal
 from bedrock_proxy.course import Course, carry, say_terminal
 from bedrock_proxy.customers import CustomerStatus, TokenOwner
@@ -37,7 +38,7 @@ from bedrock_proxy.errors import (
     StoreUnavailable,
     Unavailable,
 )
-from bedrock_proxy.http import Head, Headers, Request
+from bedrock_proxy.http import Head, Request
 from bedrock_proxy.models.names import check_arn, not_allowed
 from bedrock_proxy.ports import Instant
 from bedrock_proxy.rules import Rules
@@ -62,30 +63,37 @@ def exchange(
         front.check_head(request)
         found = routes.find(request)
         if found.route.gate is routes.Gate.PUBLIC:
-            yield from _public(request, found.route.operation)
+            yield from _public(request, rules, found.route.operation)
             return None
         return (yield from _admitted(request, rules, found, dialect))
     except Interruption as reason:
         # Before the head: nothing was spent that is not already settled.
         if isinstance(reason, Ending):
-            yield from _refuse(request, dialect, reason.error)
+            yield from _refuse(request, rules, dialect, reason.error)
     except ProxyError as error:
-        yield from _refuse(request, dialect, error)
+        yield from _refuse(request, rules, dialect, error)
     except Exception as error:  # noqa: BLE001 -- a defect of ours must still be an answer
         yield from ask(ReportFault(request.request_id, error))
-        yield from _refuse(request, dialect, _internal())
+        yield from _refuse(request, rules, dialect, _internal())
     return None
 
 
 # --- what needs no customer -----------------------------------------------------------------
 
 
-def _public(request: Request, operation: str) -> Flow[None]:
+def _public(request: Request, rules: Rules, operation: str) -> Flow[None]:
     if operation == "preflight":
-        raise ClientFault("Requests from other origins are not allowed.", Code.ORIGIN_NOT_ALLOWED)
+        head = cors.preflight(request, rules.cors_origins)
+        with suppress(Interruption):
+            yield head
+        return
     ready = operation != "ready" or (yield from ask(Ready()))
     body = json.dumps({"status": "ok" if ready else "stopping"}).encode() + b"\n"
-    headers = (("content-type", "application/json"), ("content-length", str(len(body))))
+    headers = (
+        ("content-type", "application/json"),
+        ("content-length", str(len(body))),
+        *cors.headers(request, rules.cors_origins),
+    )
     try:
         yield Head(200 if ready else 503, headers)
         if request.method != "HEAD":
@@ -94,9 +102,7 @@ def _public(request: Request, operation: str) -> Flow[None]:
         return
 
 
-def _refuse(
-    request: Request, dialect: Dialect, error: ProxyError, more: Headers = ()
-) -> Flow[None]:
+def _refuse(request: Request, rules: Rules, dialect: Dialect, error: ProxyError) -> Flow[None]:
     reply = dialect.refusal(error, request.request_id)
     said = [
         *reply.headers,
@@ -108,8 +114,10 @@ def _refuse(
         said.append(("retry-after", str(error.retry_after)))
     if _is_malformed(error) and not any(name == "connection" for name, _ in said):
         said.append(("connection", "close"))
+    if error.code is not Code.ORIGIN_NOT_ALLOWED:
+        said += cors.headers(request, rules.cors_origins)
     try:
-        yield Head(reply.status, (*said, *more))
+        yield Head(reply.status, tuple(said))
         if request.method != "HEAD":
             yield reply.body
     except Interruption:
@@ -137,7 +145,7 @@ def _admitted(
     arrived = yield from ask(Now())
     owner = yield from _owner(request, rules, dialect, arrived)
     if found.route.gate is routes.Gate.AUTHENTICATED:
-        yield from _standing(request, owner, arrived)
+        yield from _standing(request, rules, owner, arrived)
         return None
     body = yield from ask(ReceiveBody(rules.max_body_bytes, rules.body_timeout))
     call = dialect.call(request, body, found.route.operation, found.model)
@@ -174,7 +182,7 @@ def _owner(request: Request, rules: Rules, dialect: Dialect, arrived: Instant) -
     return owner
 
 
-def _standing(request: Request, owner: TokenOwner, arrived: Instant) -> Flow[None]:
+def _standing(request: Request, rules: Rules, owner: TokenOwner, arrived: Instant) -> Flow[None]:
     """``GET /v1/usage``: the caller's own usage, and what remains."""
     standing = yield from ask(FindStanding(owner.customer_id, arrived.epoch_ms))
     body = limits.standing_body(standing, arrived.epoch_ms)
@@ -185,6 +193,7 @@ def _standing(request: Request, owner: TokenOwner, arrived: Instant) -> Flow[Non
         ("x-request-id", request.request_id),
         *limits.headers(standing.limits),
         *limits.deprecation(owner.key),
+        *cors.headers(request, rules.cors_origins),
     )
     try:
         yield Head(200, headers)

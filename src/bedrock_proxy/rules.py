@@ -19,6 +19,7 @@ class Rules:
         retries: How often a call may be sent again before its first byte.
         lease_ms: How long a lease lives unless renewed, in milliseconds.
         max_body_bytes, body_timeout: The largest request body, and how long it may take.
+        cors_origins: The origins whose pages may call; see :mod:`bedrock_proxy.cors`.
     """
 
     pepper: bytes | None = None
@@ -33,3 +34,4 @@ class Rules:
     lease_ms: int = 300_000
     max_body_bytes: int = 20 * 1024 * 1024
     body_timeout: float = 30.0
+    cors_origins: tuple[str, ...] = ()

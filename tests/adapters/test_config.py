@@ -28,6 +28,11 @@ GOOD: dict[str, tuple[str, object]] = {
     "lease_seconds": ("5", 5.0),
     "spool": ("/var/spool/bedrock", "/var/spool/bedrock"),
     "aws_account": ("123456789012", "123456789012"),
+    "cors_origins": (
+        "https://a.test, http://b.test:3000",
+        ("https://a.test", "http://b.test:3000"),
+    ),
+    "lambda_mode": ("buffered", "buffered"),
 }
 
 WRONG = [
@@ -51,6 +56,14 @@ WRONG = [
     ("spool", ""),
     ("aws_account", "1234"),
     ("aws_account", "12345678901x"),
+    ("cors_origins", ""),
+    ("cors_origins", "https://a.test,"),
+    ("cors_origins", "https://a.test/"),
+    ("cors_origins", "https://A.test"),
+    ("cors_origins", "a.test"),
+    ("cors_origins", "https://*.a.test"),
+    ("cors_origins", "null"),
+    ("lambda_mode", "streaming"),
 ]
 
 AWS = {
@@ -109,6 +122,7 @@ def test_the_settings_reach_the_rules() -> None:
     assert (b"s3cret", "eu-west-1", "123456789012") == (rules.pepper, rules.region, rules.account)
     assert (2.5, 3.0, 4.0) == (rules.first_byte_timeout, rules.idle_timeout, rules.max_duration)
     assert (5_000, 1_024) == (rules.lease_ms, rules.max_body_bytes)
+    assert rules.cors_origins == ("https://a.test", "http://b.test:3000")
 
 
 def test_the_defaults_are_those_of_the_rules() -> None:
@@ -205,7 +219,7 @@ def told() -> dict[str, tuple[str, str]]:
 
 
 def shown(default: object) -> str:
-    if default is None or default == "":
+    if default in (None, (), ""):
         return "–"
     return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
 
