@@ -10,14 +10,14 @@ REST APIs must list the native wire's binary type, or ``*/*``, in ``binaryMediaT
 pass it on as bytes.
 """
 
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from bedrock_proxy import routes
-from bedrock_proxy.drive import Deadline, drive
+from bedrock_proxy.drive import drive
 from bedrock_proxy.errors import ClientFault, Code
 from bedrock_proxy.http import Head
+from bedrock_proxy_adapters.hosts.deadlines import cut_after, seconds_for
 from bedrock_proxy_adapters.hosts.events import Event, Shape, read_event, size_of
 from bedrock_proxy_adapters.proxy import Passage, Proxy, new_request_id
 
@@ -32,9 +32,6 @@ GATEWAY_SECONDS: Final[Mapping[Shape, float]] = {
 How long a gateway waits before it answers for us, without telling the function (AWS,
 "Amazon API Gateway quotas", integration timeouts).
 """
-
-MARGIN: Final = 5.0
-"""Seconds before the end of the time at which an answer is cut (RELIABILITY.md, S18)."""
 
 ANSWER_BYTES: Final = 6 * 1024 * 1024
 """The largest answer of a buffered function (AWS, "Lambda quotas")."""
@@ -64,7 +61,7 @@ def api_gateway_handler(proxy: Proxy, *, deadline_s: float | None = None) -> Han
             # A warmer, a console test: there is nobody to be told more.
             return {"statusCode": 400, "body": "", "isBase64Encoded": False}
         passage = proxy.passage(arrived.request, arrived.body, faces)
-        timer = _timer(passage, _seconds(arrived.shape, context, deadline_s))
+        timer = cut_after(passage, _seconds(arrived.shape, context, deadline_s))
         try:
             head, body = _drive(passage)
         finally:
@@ -135,15 +132,4 @@ def _seconds(shape: Shape, context: Any, deadline_s: float | None) -> float | No
         bounds.append(float(left) / 1000)
     if not bounds:
         return None
-    whole = max(0.0, min(bounds))
-    # A function with hardly any time gets half of it: better than none.
-    return max(whole - MARGIN, whole / 2)
-
-
-def _timer(passage: Passage, seconds: float | None) -> threading.Timer | None:
-    if seconds is None or seconds > threading.TIMEOUT_MAX:
-        return None
-    timer = threading.Timer(seconds, lambda: passage.interrupts.post(Deadline()))
-    timer.daemon = True
-    timer.start()
-    return timer
+    return seconds_for(min(bounds))

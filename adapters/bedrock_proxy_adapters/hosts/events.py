@@ -65,10 +65,7 @@ class Event:
             "body": base64.b64encode(body).decode() if text is None else text,
             "isBase64Encoded": text is None,
         }
-        lists: dict[str, list[str]] = {}
-        for name, value in head.headers:
-            if name not in _NOT_SAID:
-                lists.setdefault(name, []).append(value)
+        lists = _lists(head.headers)
         if self.shape in {Shape.HTTP_V2, Shape.FUNCTION_URL} and "set-cookie" in lists:
             answer["cookies"] = lists.pop("set-cookie")
         if self.shape in {Shape.REST, Shape.HTTP_V1} or self.multi_value:
@@ -78,6 +75,25 @@ class Event:
         if self.shape is Shape.ALB:
             answer["statusDescription"] = f"{head.status} {_phrase(head.status)}"
         return answer
+
+    @property
+    def streams(self) -> bool:
+        """Whether there is a way for this front to pass an answer on piece by piece."""
+        return self.shape in {Shape.REST, Shape.FUNCTION_URL}
+
+
+def prelude(head: Head) -> bytes:
+    """
+    *head* as JSON, for an answer that is streamed (AWS, Lambda developer guide, "Response
+    streaming": the metadata before eight NUL bytes).
+    """
+    lists = _lists(head.headers)
+    said: dict[str, Any] = {"statusCode": head.status}
+    cookies = lists.pop("set-cookie", None)
+    said["headers"] = {name: ", ".join(values) for name, values in lists.items()}
+    if cookies is not None:
+        said["cookies"] = cookies
+    return json.dumps(said, separators=(",", ":")).encode()
 
 
 class EventBody:
@@ -169,6 +185,14 @@ def _shape(fields: Mapping[str, Any], context: Mapping[str, Any]) -> Shape | Non
     if isinstance(fields.get("httpMethod"), str):
         return Shape.HTTP_V1 if fields.get("version") == "1.0" else Shape.REST
     return None
+
+
+def _lists(headers: Headers) -> dict[str, list[str]]:
+    lists: dict[str, list[str]] = {}
+    for name, value in headers:
+        if name not in _NOT_SAID:
+            lists.setdefault(name, []).append(value)
+    return lists
 
 
 def _headers(fields: object) -> Iterator[tuple[str, str]]:
