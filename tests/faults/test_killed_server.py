@@ -279,7 +279,7 @@ def test_a_spool_that_is_full_closes_admission_until_it_is_replayed(tmp_path: Pa
                 assert b"data: [DONE]\n\n" in client.read_rest()
                 wait_for(lambda: spool.size or None, "the spool")
         running.simulator.default(Script(text="a"))
-        spool._cap = spool.size
+        spool._cap = spool.size + 100
         status, headers, said = post(running)
         assert (503, "5") == (status, headers["retry-after"])
         assert ("store_unavailable", True) == (

@@ -31,6 +31,10 @@ SPOOL_CAP: Final = 64 * 1024 * 1024
 """How many bytes the spool may hold; then admission closes."""
 
 
+HEADROOM: Final = 1024 * 1024
+"""Bytes kept for the requests that were admitted before; about eight hundred rows."""
+
+
 class SpoolFull(StoreUnavailable):
     """The spool holds as much as it may: the record was not kept."""
 
@@ -73,8 +77,11 @@ class Spool:
 
     @property
     def is_full(self) -> bool:
-        """Whether admission must close: another record might not be kept."""
-        return self.size >= self._cap
+        """
+        Whether admission must close. It closes while there is still room: what is under
+        way by then must be kept too.
+        """
+        return self.size >= self._cap - min(self._cap // 2, HEADROOM)
 
     def append(self, record: UsageRecord, lease: Lease) -> None:
         """

@@ -119,28 +119,38 @@ def test_a_flipped_bit_is_noticed(spool: Spool, store: MemoryStore) -> None:
     assert rows(store) == []
 
 
-def test_a_full_spool_refuses_and_closes_admission(tmp_path: Path, store: MemoryStore) -> None:
-    spool = Spool(tmp_path / "spool", cap=2_500)
+def test_admission_closes_while_what_was_admitted_can_still_be_kept(
+    tmp_path: Path, store: MemoryStore
+) -> None:
+    spool = Spool(tmp_path / "spool", cap=8_000)
     gate = SpoolGate(store, spool)
     assert gate.kind == "instant"
+    under_way = [admitted(store, ask(f"before-{number}")) for number in range(3)]
     kept = 0
-    with pytest.raises(SpoolFull):
-        for number in range(10):
+    with pytest.raises(StoreUnavailable):
+        for number in range(20):
             decision = gate.admit(ask(f"r{number}"))
             assert isinstance(decision, Grant)
             spool.append(used(decision.lease), decision.lease)
             kept += 1
     assert kept >= 1
-    assert spool.size <= 2_500
-    spool.path.write_bytes(b"x" * 2_500)
     assert spool.is_full
-    with pytest.raises(StoreUnavailable):
-        gate.admit(ask("later"))
+    assert spool.size < 8_000
+    for lease in under_way:
+        spool.append(used(lease), lease)
     lease = admitted(store, ask("r-kept"))
     assert gate.renew(lease, lease.deadline).deadline > lease.deadline  # type: ignore[union-attr]
     gate.release(lease.request)
-    spool.replay(store.finish)
+    assert Replayed(settled=kept + 3) == spool.replay(store.finish)
     assert isinstance(gate.admit(ask("later")), Grant)
+
+
+def test_a_spool_beyond_its_cap_refuses(tmp_path: Path, store: MemoryStore) -> None:
+    spool = Spool(tmp_path / "spool", cap=2_500)
+    with pytest.raises(SpoolFull):
+        for lease in leases(store, 10):
+            spool.append(used(lease), lease)
+    assert 0 < spool.size <= 2_500
 
 
 def test_threads_that_spool_at_once_do_not_mix_lines(spool: Spool, store: MemoryStore) -> None:
