@@ -98,16 +98,20 @@ class Server:
         self.process.send_signal(signal.SIGCONT)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @contextmanager
 def serving(*options: str) -> Iterator[Server]:
     """A server with an append-only file and these options more."""
     program()
     # A socket's path may be no longer than 107 bytes (unix(7)): not in pytest's own folder.
     with tempfile.TemporaryDirectory(prefix="redis-") as folder:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        server = Server(Path(folder), port, ("--appendonly", "yes", *options))
+        server = Server(Path(folder), free_port(), ("--appendonly", "yes", *options))
         try:
             server.start()
             yield server
@@ -121,7 +125,10 @@ def shared() -> Server:
     One server for all tests that mind their own prefix; a cluster of one node, so that a
     script whose keys are not in one slot fails.
     """
-    context = serving("--cluster-enabled", "yes", "--appendfsync", "no")
+    context = serving(
+        *("--cluster-enabled", "yes", "--cluster-port", str(free_port())),
+        *("--appendfsync", "no"),
+    )
     server = context.__enter__()
     atexit.register(context.__exit__, None, None, None)
     with server.client() as client:

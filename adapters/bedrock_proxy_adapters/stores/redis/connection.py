@@ -8,7 +8,7 @@ from hashlib import sha1
 from importlib.resources import files
 from threading import Lock
 from typing import Any, Final, Literal, TypeAlias, TypeVar
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from attrs import field, frozen
 from redis import Redis, exceptions
@@ -104,8 +104,9 @@ def place_of(url: str) -> Place:
     scheme = _AS_REDIS.get(parts.scheme, parts.scheme)
     if scheme == "unix" and not parts.path:
         raise ConfigurationError("redis+unix:// needs the path of a socket.")
+    query = urlencode(passed)
     return Place(
-        url=urlunsplit((scheme, parts.netloc, parts.path, urlencode(passed), "")),
+        url=f"{scheme}://{parts.netloc}{parts.path}{query and '?'}{query}",
         prefix=prefix,
         accepts_loss=durability == "accepted",
         timeout=float(timeout),
@@ -275,9 +276,10 @@ class Names:
     def of(self, customer_id: str) -> Keys:
         """
         One customer's keys. What stands in braces decides on the slot (Redis cluster
-        specification, "Hash tags"); braces in the id itself are written as %7B and %7D.
+        specification, "Hash tags"), unless there is nothing; braces in the id are written as
+        %7B and %7D, and no id as %.
         """
-        base = f"{self.prefix}:{{{quote(customer_id, safe='')}}}:"
+        base = f"{self.prefix}:{{{quote(customer_id, safe='') or '%'}}}:"
         return Keys(
             customer=base + "customer",
             gate=base + "gate",
