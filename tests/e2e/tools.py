@@ -21,7 +21,7 @@ def node() -> str:
     for path in found:
         if path is not None and Path(path).is_file() and _major(path) >= OLDEST_NODE:
             return path
-    return _missing(f"Node {OLDEST_NODE} or later is not installed")
+    return missing(f"Node {OLDEST_NODE} or later is not installed")
 
 
 def chromium() -> str:
@@ -30,12 +30,12 @@ def chromium() -> str:
         path = shutil.which(name)
         if path is not None:
             return path
-    return _missing("Chromium is not installed (scripts/test-servers does that on Debian)")
+    return missing("Chromium is not installed (scripts/test-servers does that on Debian)")
 
 
 def curl() -> str:
     """curl, as `scripts/test-servers` installs it."""
-    return shutil.which("curl") or _missing("curl is not installed")
+    return shutil.which("curl") or missing("curl is not installed")
 
 
 def _major(path: str) -> int:
@@ -44,7 +44,8 @@ def _major(path: str) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def _missing(what: str) -> NoReturn:
+def missing(what: str) -> NoReturn:
+    """Skip the test, or fail it where everything must be there."""
     if os.environ.get("CI") == "true":
         pytest.fail(what)
     pytest.skip(what)

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -26,7 +27,7 @@ from tests.hosts.test_api_gateway import (
     with_path,
 )
 
-from bedrock_proxy.errors import ConfigurationError
+from bedrock_proxy.errors import Code, ConfigurationError, ProxyError
 from bedrock_proxy.rules import Rules
 from bedrock_proxy.usage import Basis, Outcome
 from bedrock_proxy_adapters.hosts import lambda_runtime
@@ -428,6 +429,12 @@ def test_a_defect_of_ours_is_an_invocation_error_and_the_next_event_is_served(
         assert b"secret" not in told.body
         assert [type(fault) for fault in world.faults] == [LookupError]
         assert emulator.invoke(event("rest")).told().wait().kind == "response"
+
+
+@pytest.mark.parametrize("code", Code)
+def test_every_code_has_a_name_in_lambdas_grammar(code: Code) -> None:
+    kind = lambda_runtime._fault(ProxyError("x", code)).kind
+    assert re.fullmatch(r"Function\.[A-Z][a-zA-Z]+", kind)
 
 
 # --- malformed events -------------------------------------------------------------------------

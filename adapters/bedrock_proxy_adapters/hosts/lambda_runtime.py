@@ -9,7 +9,7 @@ where a Function URL or a REST API is set to buffer, set ``BEDROCK_PROXY_LAMBDA_
 
 Run it with ``python -m bedrock_proxy_adapters.hosts.lambda_runtime``: as a container's
 entrypoint, or on a managed runtime from the script that ``AWS_LAMBDA_EXEC_WRAPPER`` names.
-The function's handler setting names a :class:`~bedrock_proxy_adapters.proxy.Proxy`, or a
+The function's handler setting, or the program's argument, names a :class:`~bedrock_proxy_adapters.proxy.Proxy`, or a
 function without arguments that makes one.
 """
 
@@ -43,6 +43,7 @@ from bedrock_proxy_adapters.hosts.runtime_api import (
 from bedrock_proxy_adapters.proxy import Passage, Proxy, new_request_id
 
 DEFAULT_HANDLER: Final = "bedrock_proxy_adapters.config.proxy_from_env"
+_MODULE: Final = "bedrock_proxy_adapters.hosts.lambda_runtime"
 MODE_VARIABLE: Final = "BEDROCK_PROXY_LAMBDA_MODE"
 
 STOP_GRACE: Final = 2.0
@@ -393,12 +394,16 @@ def _left(invocation: Invocation) -> float | None:
 def main() -> int:
     """The program: the proxy that the handler setting names, served until SIGTERM."""
     _log_to_lambda()
-    address = _address(None)
+    try:
+        address = _address(None)
+    except ConfigurationError as error:
+        _log.critical("%s", error)
+        return 1
     try:
         mode = os.environ.get(MODE_VARIABLE, "stream")
         if mode not in {"stream", "buffered"}:
             raise ConfigurationError(f"{MODE_VARIABLE} must be stream or buffered, not {mode!r}.")
-        proxy = _named(os.environ.get("_HANDLER") or DEFAULT_HANDLER)
+        proxy = _named(_handler())
         proxy.sync_faces()
         _concurrency()
     except Exception as error:  # noqa: BLE001 -- whatever it is, Lambda must be told
@@ -407,6 +412,13 @@ def main() -> int:
         return 1
     serve(proxy, address=address, buffered=mode == "buffered")
     return 0
+
+
+def _handler() -> str:
+    """The program's argument (a container's command), or the function's setting."""
+    named = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("_HANDLER", "")
+    # AWS's emulator takes the last word of any command for the handler.
+    return DEFAULT_HANDLER if named in {"", _MODULE} else named
 
 
 def _named(handler: str) -> Proxy:
