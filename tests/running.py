@@ -196,7 +196,8 @@ def on_gunicorn(folder: Path, *, threads: int = 64, **environment: str) -> Itera
             sys.executable,
             *("-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--worker-class", "gthread"),
             *("--threads", str(threads), "--log-level", "warning", "--timeout", "1000"),
-            *("--graceful-timeout", "5", "--worker-tmp-dir", str(folder)),
+            *("--graceful-timeout", "8", "--worker-tmp-dir", str(folder)),
+            *("--config", "python:tests.hosts.gunicorn_conf"),
             "tests.hosts.gunicorn_app:application",
         ]
         with (folder / "gunicorn.log").open("wb") as log:

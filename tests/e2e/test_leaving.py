@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,30 @@ def _token() -> str:
     from tests.running import TOKEN
 
     return TOKEN
+
+
+def test_S20_under_gunicorn_streams_finish_or_are_told_too(tmp_path: Path) -> None:
+    with on_gunicorn(tmp_path) as running:
+        assert running.process is not None
+        running.simulator.default(Script(pieces=("go", "on"), stall_after=3, stall=120.0))
+        endless = [RawClient(running) for _ in range(10)]
+        for client in endless:
+            client.read_until(b'"go"')
+        running.simulator.default(Script(pieces=("go", "on"), stall_after=3, stall=1.0))
+        with RawClient(running) as short:
+            short.read_until(b'"go"')
+            running.process.send_signal(signal.SIGTERM)
+            short.read_until(b"data: [DONE]\n\n")
+        for client in endless:
+            said = client.read_rest()
+            assert b'"code": "server_shutdown"' in said
+            assert b"[DONE]" not in said
+            client.leave()
+        rows = running.new_rows(0, 11)
+        assert {(Outcome.SHUTDOWN, Basis.PARTIAL): 10, (Outcome.OK, Basis.REPORTED): 1} == Counter(
+            (row.outcome, row.basis) for row in rows
+        )
+        running.quiet()
 
 
 @pytest.mark.parametrize("streams", [20])

@@ -9,9 +9,11 @@ A dead client is only noticed by writing; the flow says a comment at least every
 Under gunicorn use the ``gthread`` worker, or a ``--timeout`` above the longest stream.
 """
 
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
+from types import FrameType
 from typing import Any, Final, TypeAlias
 
 from bedrock_proxy import front
@@ -49,6 +51,27 @@ def wsgi_app(proxy: Proxy) -> WSGIApp:
         return reply
 
     return application
+
+
+def end_on_sigterm(proxy: Proxy, grace: float) -> None:
+    """
+    From now on SIGTERM also ends this process's streams: they have *grace* seconds to
+    finish, then each says one terminal ``server_shutdown`` and is settled. Whatever handled
+    the signal before still does.
+
+    A WSGI server tells its applications nothing when it stops. Under gunicorn call this in
+    the ``post_worker_init`` hook, with some seconds less than ``--graceful-timeout``.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        threading.Thread(
+            target=proxy.shutdown, args=(grace,), name="bedrock-proxy-shutdown", daemon=True
+        ).start()
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGTERM, handle)
 
 
 class _Reply:
