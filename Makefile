@@ -9,11 +9,11 @@ BIN    := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench wheel clean
+.PHONY: help demo test test-slow lint bench wheel lambda-zip clean
 
 help:
 	@sed -n '2,4p' Makefile | sed 's/^# *//'
-	@echo "  also: make lint, test-slow, bench, wheel, clean"
+	@echo "  also: make lint, test-slow, bench, wheel, lambda-zip, clean"
 
 $(VENV)/.venv-made:
 	@sh scripts/make-venv "$(PYTHON)" "$(VENV)"
@@ -49,6 +49,9 @@ bench: $(VENV)/.dev-installed
 
 wheel: $(VENV)/.dev-installed
 	$(BIN)/python -m build --wheel --outdir dist
+
+lambda-zip: $(VENV)/.dev-installed
+	$(BIN)/python scripts/lambda-zip
 
 clean:
 	rm -rf $(VENV) dist build

@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -200,4 +201,31 @@ def test_events_that_come_at_once_are_served_at_once(tmp_path: Path) -> None:
                 emulator.until_idle()
         rows = list(every_row(store))
         assert len({row.request_id for row in rows}) == len(rows) == 8
+        store.close()
+
+
+def test_the_zip_that_the_templates_deploy_serves_on_its_own(tmp_path: Path) -> None:
+    """Unpacked as Lambda does, started by its own wrapper, with nothing else on the path."""
+    made = [
+        sys.executable,
+        str(ROOT / "scripts" / "lambda-zip"),
+        "--output",
+        str(tmp_path),
+        "x86_64",
+    ]
+    subprocess.run(made, check=True, capture_output=True, timeout=300)
+    task = tmp_path / "task"
+    with zipfile.ZipFile(tmp_path / "bedrock-proxy-lambda-x86_64.zip") as archive:
+        archive.extractall(task)
+        assert archive.getinfo("stream").external_attr >> 16 == 0o100755
+    with start_in_thread() as simulator, Emulator() as emulator:
+        store = SqliteStore(tmp_path / "proxy.db")
+        add_customer(store)
+        environment = server_environment(simulator, tmp_path, LAMBDA_TASK_ROOT=str(task))
+        del environment["PYTHONPATH"]
+        bare = getattr(sys, "_base_executable", sys.executable)
+        command = ["sh", str(task / "stream"), bare, "/var/runtime/bootstrap.py"]
+        with started(tmp_path, emulator, environment, command):
+            told = emulator.invoke(asked()).told(60).wait()
+            assert told.said.endswith(b"data: [DONE]\n\n")
         store.close()

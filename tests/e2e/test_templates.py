@@ -1,0 +1,116 @@
+"""
+The deployment templates in ``examples``: cfn-lint finds nothing in them, they grant no more
+than is named, and what they set exists.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cfnlint.decode.cfn_yaml import load
+from tests.running import ROOT
+
+from bedrock_proxy_adapters.config import Settings
+from bedrock_proxy_adapters.hosts.lambda_runtime import DEFAULT_HANDLER
+
+EXAMPLES = ROOT / "examples"
+TEMPLATES = sorted(EXAMPLES.glob("*/template.yaml"))
+FUNCTIONS = [path for path in TEMPLATES if path.parent.name.startswith("lambda-")]
+
+
+def name_of(path: Path) -> str:
+    return path.parent.name
+
+
+def lint(*paths: Path) -> "subprocess.CompletedProcess[str]":
+    command = [str(Path(sys.executable).with_name("cfn-lint")), "--regions", "us-east-1", "--", *map(str, paths)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+def resources(path: Path, kind: str) -> list[Any]:
+    found = load(str(path))["Resources"].values()
+    return [resource["Properties"] for resource in found if resource["Type"] == kind]
+
+
+def statements(path: Path) -> list[Any]:
+    roles = resources(path, "AWS::IAM::Role")
+    policies = [policy for role in roles for policy in role["Policies"]]
+    return [one for policy in policies for one in policy["PolicyDocument"]["Statement"]]
+
+
+def test_every_deployment_has_a_template() -> None:
+    names = {name_of(path) for path in TEMPLATES}
+    assert names == {"lambda-function-url", "lambda-api-gateway", "lambda-container", "reporting"}
+
+
+def test_cfn_lint_finds_nothing() -> None:
+    done = lint(*TEMPLATES)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_cfn_lint_finds_what_is_wrong(tmp_path: Path) -> None:
+    text = TEMPLATES[0].read_text().replace("!GetAtt Table.Arn", "!GetAtt Tabel.Arn")
+    (tmp_path / "template.yaml").write_text(text)
+    assert "E1010" in lint(tmp_path / "template.yaml").stdout
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=name_of)
+def test_no_role_may_do_everything_or_anything_anywhere(path: Path) -> None:
+    assert statements(path)
+    for one in statements(path):
+        assert one["Effect"] == "Allow"
+        actions = [one["Action"]] if isinstance(one["Action"], str) else one["Action"]
+        assert not any("*" in action for action in actions)
+        assert one["Resource"] != "*"
+
+
+@pytest.mark.parametrize("path", FUNCTIONS, ids=name_of)
+def test_a_function_may_call_the_named_models_and_use_the_one_table(path: Path) -> None:
+    grants = [(one["Action"], one["Resource"]) for one in statements(path)]
+    services = {
+        action.partition(":")[0]: resource for actions, resource in grants for action in actions
+    }
+    assert services == {
+        "bedrock": {"Ref": "Models"},
+        "dynamodb": {"Fn::GetAtt": ["Table", "Arn"]},
+        "logs": {"Fn::GetAtt": ["Logs", "Arn"]},
+    }
+
+
+@pytest.mark.parametrize("path", FUNCTIONS, ids=name_of)
+def test_a_function_is_set_up_with_settings_that_there_are(path: Path) -> None:
+    (function,) = resources(path, "AWS::Serverless::Function")
+    variables = function["Environment"]["Variables"]
+    known = {f"BEDROCK_PROXY_{name.upper()}" for name in Settings.__annotations__}
+    assert {name for name in variables if name.startswith("BEDROCK_PROXY_")} <= known
+    if name_of(path) == "lambda-container":
+        assert DEFAULT_HANDLER not in str(function)
+    else:
+        assert function["Handler"] == DEFAULT_HANDLER
+        wrapper = EXAMPLES / "lambda-function-url" / "stream"
+        assert variables["AWS_LAMBDA_EXEC_WRAPPER"] == f"/var/task/{wrapper.name}"
+        assert os.access(wrapper, os.X_OK)
+
+
+@pytest.mark.parametrize("path", FUNCTIONS, ids=name_of)
+def test_a_deployment_keeps_its_table_bounds_its_logs_and_raises_alarms(path: Path) -> None:
+    table = load(str(path))["Resources"]["Table"]
+    assert table["DeletionPolicy"] == table["UpdateReplacePolicy"] == "Retain"
+    assert table["Properties"]["PointInTimeRecoverySpecification"]
+    (logs,) = resources(path, "AWS::Logs::LogGroup")
+    assert logs["RetentionInDays"] == {"Ref": "LogRetentionDays"}
+    alarms = {alarm["MetricName"] for alarm in map(dict, resources(path, "AWS::CloudWatch::Alarm"))
+              if isinstance(alarm["MetricName"], str)}  # fmt: skip
+    assert alarms == {"Errors", "Throttles"}
+    (rows,) = resources(path, "AWS::Logs::MetricFilter")
+    assert rows["FilterPattern"] == '"unsettled usage row"'
+
+
+def test_the_alarm_for_lost_rows_looks_for_the_words_that_are_logged() -> None:
+    import bedrock_proxy_adapters.proxy as module
+
+    assert module.__file__ is not None
+    assert '"unsettled usage row: ' in Path(module.__file__).read_text()
