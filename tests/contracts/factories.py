@@ -9,11 +9,12 @@ from typing import Any
 from zlib import crc32
 
 from attrs import frozen
-from tests.servers import redis
+from tests.servers import dynamodb, redis
 
 from bedrock_proxy.admission import AdmissionRequest, Grant, Lease, Refusal
 from bedrock_proxy.customers import TokenOwner
 from bedrock_proxy.usage import UsageRecord
+from bedrock_proxy_adapters.stores.dynamodb import DynamoDBStore
 from bedrock_proxy_adapters.stores.memory import MemoryStore
 from bedrock_proxy_adapters.stores.redis import RedisStore
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
@@ -82,11 +83,22 @@ def _redis(folder: Path) -> RedisStore:
     )
 
 
+def _dynamodb(name: dynamodb.Name) -> Callable[[Path], DynamoDBStore]:
+    def make(folder: Path) -> DynamoDBStore:
+        emulator = dynamodb.shared(name)
+        table = emulator.table(f"t-{crc32(bytes(folder)):08x}")
+        return DynamoDBStore(table, emulator.shared_client, reap_at_admission=False)
+
+    return make
+
+
 MEMORY = StoreFactory("memory", _memory, is_durable=False)
 SQLITE = StoreFactory("sqlite", _sqlite, is_durable=True)
 SQLITE_NATIVE = StoreFactory("sqlite-native", _native, is_durable=True)
 REDIS = StoreFactory("redis", _redis, is_durable=True)
+DYNALITE = StoreFactory("dynalite", _dynamodb("dynalite"), is_durable=True)
+MINISTACK = StoreFactory("ministack", _dynamodb("ministack"), is_durable=True)
 
-FACTORIES = [MEMORY, SQLITE, SQLITE_NATIVE, REDIS]
-THREADED = [MEMORY, SQLITE, REDIS]
+FACTORIES = [MEMORY, SQLITE, SQLITE_NATIVE, REDIS, DYNALITE, MINISTACK]
+THREADED = [MEMORY, SQLITE, REDIS, DYNALITE, MINISTACK]
 """Those whose ports may be called from several threads."""

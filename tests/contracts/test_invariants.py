@@ -10,7 +10,14 @@ import pytest
 from attrs import evolve
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
-from tests.contracts.factories import MEMORY, REDIS, SQLITE, StoreFactory
+from tests.contracts.factories import (
+    DYNALITE,
+    MEMORY,
+    MINISTACK,
+    REDIS,
+    SQLITE,
+    StoreFactory,
+)
 from tests.contracts.machine import Accounting
 
 from bedrock_proxy import accounts, admission
@@ -47,7 +54,7 @@ def run(make: Callable[..., Any], examples: int, steps: int) -> None:
 
 @pytest.mark.parametrize(
     ("factory", "examples"),
-    [(MEMORY, 60), (SQLITE, 8), (REDIS, 8)],
+    [(MEMORY, 60), (SQLITE, 8), (REDIS, 8), (DYNALITE, 2), (MINISTACK, 2)],
     ids=lambda each: getattr(each, "name", ""),
 )
 def test_I1_to_I14_hold_whatever_happens(factory: StoreFactory, examples: int) -> None:
@@ -57,7 +64,7 @@ def test_I1_to_I14_hold_whatever_happens(factory: StoreFactory, examples: int) -
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("factory", "examples"),
-    [(MEMORY, 2_000), (SQLITE, 300), (REDIS, 300)],
+    [(MEMORY, 2_000), (SQLITE, 300), (REDIS, 300), (DYNALITE, 60), (MINISTACK, 60)],
     ids=lambda each: getattr(each, "name", ""),
 )
 def test_I1_to_I14_hold_in_many_long_stories(factory: StoreFactory, examples: int) -> None:
