@@ -26,6 +26,8 @@ _COMMANDS: Final = {
     "usage": ("ledger", "usage"),
     "reap": ("ledger", "reap"),
     "rebuild": ("ledger", "rebuild"),
+    "store": ("store", "store"),
+    "import-legacy": ("legacy", "legacy"),
 }
 """Name: module and function. Each is imported when it is asked for, so that it starts fast."""
 

@@ -299,6 +299,10 @@ def test_figures_are_exact_up_to_two_to_the_53(store: RedisStore) -> None:
     store.finish(used(lease, cost_nanousd=top - 3), lease)
     assert store.gate_state("ann").month_cost == top - 2
     assert rows(store)[0].cost_nanousd == top - 3
+    add(store, "bob")
+    for number in range(2):
+        admitted(store, ask(f"b{number}", customer_id="bob", cost_nanousd=top - 1))
+    assert store.gate_state("bob").month_cost == top, "a counter stops there"
 
 
 def test_a_limit_of_a_later_version_admits_nothing(store: RedisStore) -> None:

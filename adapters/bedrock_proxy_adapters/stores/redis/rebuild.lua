@@ -18,11 +18,13 @@ if state.month ~= tonumber(ARGV[2]) then return {'month', whole(state.month)} en
 state.day_requests, state.day_tokens, state.day_cost = 0, 0, 0
 state.month_requests, state.month_tokens, state.month_cost = 0, 0, 0
 for i = 4, #KEYS do
-    local at = (tonumber(ARGV[3]) + i - 4) * DAY
-    for _, text in ipairs(redis.call('HVALS', KEYS[i])) do
-        local tokens, cost = string.match(text, '^%[[^,]+,[^,]+,[^,]+,([^,]+),([^%]]+)%]')
-        recount(state, at, 1, tonumber(tokens), tonumber(cost))
+    local rows = redis.call('HVALS', KEYS[i])
+    local tokens, cost = 0, 0
+    for _, text in ipairs(rows) do
+        local of_tokens, of_cost = string.match(text, '^%[%d+,%w+,"%a+",(%-?%d+),(%-?%d+)%]')
+        tokens, cost = tokens + tonumber(of_tokens), cost + tonumber(of_cost)
     end
+    recount(state, (tonumber(ARGV[3]) + i - 4) * DAY, #rows, tokens, cost)
 end
 for _, lease in ipairs(leases) do
     recount(state, lease.at, 1, lease.tokens, lease.cost)
