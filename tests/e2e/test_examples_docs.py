@@ -59,7 +59,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 def test_every_example_is_in_the_overview() -> None:
-    told = set(re.findall(r"`((?:mount|library|lambda|client)-[a-z]+)`", _overview()))
+    told = set(re.findall(r"`((?:mount|library|lambda|client)-[a-z-]+|reporting)`", _overview()))
     assert {folder.name for folder in EXAMPLES.iterdir() if folder.is_dir()} == told
 
 

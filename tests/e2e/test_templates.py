@@ -26,7 +26,13 @@ def name_of(path: Path) -> str:
 
 
 def lint(*paths: Path) -> "subprocess.CompletedProcess[str]":
-    command = [str(Path(sys.executable).with_name("cfn-lint")), "--regions", "us-east-1", "--", *map(str, paths)]
+    command = [
+        str(Path(sys.executable).with_name("cfn-lint")),
+        "--regions",
+        "us-east-1",
+        "--",
+        *map(str, paths),
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
