@@ -12,8 +12,9 @@ from attrs import define, field
 
 from bedrock_proxy import cors, faults
 from bedrock_proxy.admission import Lease
+from bedrock_proxy.answers import MAX_WHOLE
 from bedrock_proxy.dialects.dialect import Call, Translation
-from bedrock_proxy.drive import Deadline, Ending, Gone, Interruption
+from bedrock_proxy.drive import Deadline, Ending, Gone, insist
 from bedrock_proxy.effects import (
     Begin,
     Close,
@@ -65,7 +66,8 @@ class Course:
         quiet_since: Since when nothing was said; None right after something was.
         all_said: Whether everything of a whole answer is out.
         read_out: Whether the upstream has been read to its end.
-        held: What is kept back until the answer is complete (``Call.hold``).
+        held, held_size: What is kept back until the answer is complete (``Call.hold``), and
+            how many bytes it is.
     """
 
     request: Request
@@ -86,6 +88,7 @@ class Course:
     all_said: bool = False
     read_out: bool = False
     held: list[bytes] = field(factory=list[bytes])
+    held_size: int = 0
 
     def failed(self, error: ProxyError | None, outcome: Outcome = Outcome.ERROR) -> None:
         """Remember why it did not end well; the first reason counts."""
@@ -141,9 +144,11 @@ class Course:
             if usage.output_tokens is None and translation.seen_output_tokens:
                 return usage.completed(guess), Basis.ESTIMATED
             return usage, Basis.REPORTED
-        answered = self.upstream is not None and self.upstream.status < 300
+        refused = translation.fault is not None or (
+            self.upstream is not None and self.upstream.status >= 300
+        )
         stopped_by_us = self.outcome in {Outcome.CLIENT_GONE, Outcome.TIMEOUT, Outcome.SHUTDOWN}
-        if not translation.heard and not (stopped_by_us and (answered or self.upstream is None)):
+        if not translation.heard and (refused or not stopped_by_us):
             # Bedrock said no, or nothing at all: nothing was spent.
             return Usage(), Basis.REPORTED
         seen = max(usage.output_tokens or 0, translation.seen_output_tokens)
@@ -161,10 +166,12 @@ def carry(course: Course) -> Flow[None]:
     reply: UpstreamReply | None = None
     try:
         while True:
+            yield b""  # if the client left or we are stopping, do not call
             course.translation = course.call.translation()
             course.upstream = None
             course.read_out = False
             course.held.clear()
+            course.held_size = 0
             course.attempts += 1
             reply = yield from ask(Open(course.call.upstream))
             try:
@@ -172,13 +179,13 @@ def carry(course: Course) -> Flow[None]:
             except ProxyError as fault:
                 yield from _say_held(course)
                 retried = course.attempts - 1
-                if course.head_said or fault.status not in faults.RETRIED_STATUSES:
+                begun = course.head_said or course.translation.heard
+                if begun or fault.status not in faults.RETRIED_STATUSES:
                     raise
                 if retried >= min(course.rules.retries, len(RETRY_PAUSES)):
                     raise
                 yield from ask(Close(reply))
                 yield from ask(Wait(RETRY_PAUSES[retried]))
-                yield b""  # if the client left or we are stopping, do not call again
             else:
                 return
     except Gone as gone:
@@ -186,7 +193,7 @@ def carry(course: Course) -> Flow[None]:
     except Ending as ending:
         outcome = Outcome.TIMEOUT if isinstance(ending, Deadline) else Outcome.SHUTDOWN
         course.failed(ending.error, outcome)
-        with suppress(Interruption):
+        with suppress(Gone):
             yield from _say_held(course)
         raise ending.error from None
     finally:
@@ -197,10 +204,8 @@ def carry(course: Course) -> Flow[None]:
 def say_terminal(course: Course, error: ProxyError) -> Flow[None]:
     """End a reply whose head is out with its one terminal error."""
     assert course.translation is not None
-    try:
-        yield course.translation.fail(error)
-    except Interruption:
-        return
+    with suppress(Gone):
+        yield from insist(course.translation.fail(error))
 
 
 # --- relaying -------------------------------------------------------------------------------
@@ -229,9 +234,17 @@ def _relay(course: Course, reply: UpstreamReply, translation: Translation) -> Fl
             out = translation.finish()
         fault = translation.fault
         if course.call.hold:
-            course.held.append(out)
+            if out:
+                course.held.append(out)
+                course.held_size += len(out)
+            if fault is None and course.held_size > MAX_WHOLE:
+                fault = faults.corrupt()
         elif out or translation.started:
-            yield from _say(course, translation, out)
+            try:
+                yield from _say(course, translation, out)
+            except Ending:
+                if got is not END or fault is not None or not course.head_said:
+                    raise  # else all of it is out: there is nothing left to end
         if fault is not None:
             raise fault
         if got is END:
@@ -292,42 +305,59 @@ def _heard(
 
 
 def _say(course: Course, translation: Translation, out: bytes) -> Flow[None]:
-    """Say *out*, after the head if that is not out yet."""
+    """
+    Say *out*, after the head if that is not out yet. Once the head is out, *out* goes too
+    before the reply may end: what follows builds on it.
+    """
+    ending: Ending | None = None
     if not course.head_said:
-        yield from _say_head(course, translation.headers())
+        head = yield from _head(course, translation.headers())
+        try:
+            yield head
+        except Ending as early:
+            if early.unsaid:
+                course.head_said, course.first_byte = False, None
+                raise
+            ending = early
     if out:
         whole = translation.ended
-        yield out
+        later = yield from insist(out)
+        ending = ending or later
         course.quiet_since = None
         course.all_said = whole
+    if ending is not None:
+        raise ending
 
 
 def _say_held(course: Course) -> Flow[None]:
     """The answer will not be complete: what there is of it goes out, before its terminal error."""
     translation = course.translation
-    if course.call.hold and translation is not None and translation.started:
-        yield from _say(course, translation, b"".join(course.held))
+    if course.head_said or not course.call.hold or translation is None or not translation.started:
+        return
+    head = yield from _head(course, translation.headers())
+    yield from insist(head)
+    yield from insist(b"".join(course.held))
 
 
 def _say_whole(course: Course, translation: Translation, out: bytes) -> Flow[None]:
     length = ("content-length", str(len(out)))
     # The whole answer is at hand: saying it is the quickest way to end, and an error after
     # its head would be taken for a part of it.
-    with suppress(Ending):
-        yield from _say_head(course, (*translation.headers(), length))
+    head = yield from _head(course, (*translation.headers(), length))
+    yield from insist(head)
     if course.request.method != "HEAD":
-        with suppress(Ending):
-            yield out
+        yield from insist(out)
     course.all_said = True
 
 
-def _say_head(course: Course, headers: Headers) -> Flow[None]:
+def _head(course: Course, headers: Headers) -> Flow[Head]:
+    """The reply's head, to be said at once."""
     now = yield from ask(Now())
     course.head_said = True
     course.first_byte = now.monotonic
     request = course.request
     shared = cors.headers(request, course.rules.cors_origins)
-    yield Head(200, (*headers, ("x-request-id", request.request_id), *course.extra, *shared))
+    return Head(200, (*headers, ("x-request-id", request.request_id), *course.extra, *shared))
 
 
 def _error_body(course: Course, reply: UpstreamReply, translation: Translation) -> Flow[bytes]:

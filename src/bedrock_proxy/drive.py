@@ -117,6 +117,28 @@ class Interrupts:
         return self._reasons.popleft() if self._reasons else None
 
 
+def insist(said: Head | bytes) -> Flow[Ending | None]:
+    """
+    Say *said* although the reply is to end: an ending that comes before it went out waits
+    until it has.
+
+    Returns:
+        The first ending that came meanwhile, or None.
+
+    Raises:
+        Gone: Nobody is there to be told.
+    """
+    first: Ending | None = None
+    while True:
+        try:
+            yield said
+        except Ending as ending:
+            first = first or ending
+            if ending.unsaid:
+                continue
+        return first
+
+
 _NOTHING: Final = b""
 
 
