@@ -218,6 +218,14 @@ def test_the_zip_that_the_templates_deploy_serves_on_its_own(tmp_path: Path) -> 
     with zipfile.ZipFile(tmp_path / "bedrock-proxy-lambda-x86_64.zip") as archive:
         archive.extractall(task)
         assert archive.getinfo("stream").external_attr >> 16 == 0o100755
+        names = set(archive.namelist())
+        for name in names:
+            if name.endswith(".py"):
+                folder, _, module = name.rpartition("/")
+                tag = sys.implementation.cache_tag
+                compiled = f"{folder}/__pycache__/{module[:-3]}.{tag}.pyc".lstrip("/")
+                # Flags 1: taken as it is, whatever the times of the files (PEP 552).
+                assert archive.read(compiled)[4:8] == b"\1\0\0\0", compiled
     with start_in_thread() as simulator, Emulator() as emulator:
         store = SqliteStore(tmp_path / "proxy.db")
         add_customer(store)
