@@ -176,6 +176,7 @@ class Proxy:
         self._streams = 0
         self._drains = 0
         self._stopping = False
+        self._ending = False
 
     # --- one request ----------------------------------------------------------------
 
@@ -192,6 +193,8 @@ class Proxy:
         passage = Passage(self, request, body, faces, spoken)
         with self._lock:
             self._passages.add(passage)
+            if self._ending:
+                passage.interrupts.post(Shutdown())
         return passage
 
     def gone(self) -> Gone:
@@ -239,8 +242,12 @@ class Proxy:
         self._stopping = True
 
     def interrupt_all(self) -> None:
-        """Tell every flow that the server is stopping: each says one terminal error."""
+        """
+        Tell every flow that the server is stopping: each says one terminal error. So does
+        every request that comes later.
+        """
         with self._lock:
+            self._ending = True
             passages = list(self._passages)
         for passage in passages:
             passage.interrupts.post(Shutdown())

@@ -223,6 +223,9 @@ async def adrive(
                     except Exception:  # noqa: BLE001 -- whatever went wrong, nobody is there to be told
                         reason = interrupts.take() or Gone()
                         reason.unsaid = True
+                    except BaseException as error:  # noqa: BLE001 -- the task is torn down: the flow settles first
+                        said = flow.throw(error)
+                        continue
                     else:
                         reason = interrupts.take()
                 if reason is None:

@@ -157,7 +157,7 @@ def _admitted(
     wanted = _admission(request, rules, call, owner, dialect, arrived)
     try:
         grant = yield from ask(Admit(wanted))
-    except StoreUnavailable:
+    except BaseException:
         # It may have been done all the same: take it back, if the store can be asked at all.
         yield from _release(wanted)
         raise
@@ -278,4 +278,9 @@ def _finished(course: Course) -> Flow[None]:
         if not isinstance(error, StoreUnavailable):
             yield from ask(ReportFault(course.request.request_id, error))
         yield from ask(Spool(record, course.lease))
+    except BaseException:
+        # Torn down while the store was asked: a row that is kept twice counts once.
+        yield from ask(Spool(record, course.lease))
+        yield from ask(Report(record))
+        raise
     yield from ask(Report(record))

@@ -249,7 +249,7 @@ def test_S21_the_hosts_task_may_be_cancelled_at_every_await(tmp_path: Path) -> N
         assert 0 == asyncio.run(all_of_them()), "tasks were left"
         rows = running.rows()
         assert len(running.simulator.calls) == len(rows)
-        assert len(rows) >= 28, "a request whose body was not yet read has no row"
+        assert len(rows) >= 15, "a request that was cancelled before its call has no row"
         assert {(5, 4, Basis.REPORTED)} == {
             (r.input_tokens, r.output_tokens, r.basis) for r in rows
         }

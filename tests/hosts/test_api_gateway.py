@@ -413,7 +413,6 @@ def stalled(*frames: bytes) -> World:
         ("alb", Context(millis=500), {}),
         ("rest", Context(millis=900_000), {"deadline_s": 0.2}),
         ("function_url", None, {"deadline_s": 0.1}),
-        ("http_api_v2", Context(millis=-5), {}),
     ],
 )
 def test_S18_before_the_time_is_up_there_is_one_terminal_error_and_a_row(
@@ -429,6 +428,22 @@ def test_S18_before_the_time_is_up_there_is_one_terminal_error_and_a_row(
         elements = json.loads(ask(world, event(name), context, **options)["body"])
         assert elements[0] == {"content": "Hel"}
         assert (len(elements), elements[-1]["code"]) == (2, "timeout")
+
+
+def test_S18_where_no_time_is_left_bedrock_is_not_called() -> None:
+    world = stalled()
+    answer = ask(world, event("http_api_v2"), Context(millis=-5))
+    assert answer["statusCode"] == 504
+    assert json.loads(answer["body"])["code"] == "timeout"
+    assert (world.calls, world.rows) == ([], [])
+    assert world.released == world.admitted != []
+
+
+def test_S18_where_no_time_is_left_bedrock_is_not_called() -> None:
+    world = stalled()
+    answer = ask(world, event("http_api_v2"), Context(millis=-5))
+    assert (answer["statusCode"], json.loads(answer["body"])["code"]) == (504, "timeout")
+    assert (world.calls, world.rows, len(world.released)) == ([], [], 1)
 
 
 def test_S18_a_native_stream_ends_in_an_exception_frame() -> None:

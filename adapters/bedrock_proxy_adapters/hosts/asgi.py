@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, cast
 
 from bedrock_proxy import front
 from bedrock_proxy.drive import adrive
-from bedrock_proxy.effects import Effect
+from bedrock_proxy.effects import Admit, Effect, Finish, Release
 from bedrock_proxy.http import Head, Headers, Request
 from bedrock_proxy.ports import PortKind
 from bedrock_proxy_adapters.hosts.paths import below
@@ -138,7 +138,8 @@ class Application:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(32, thread_name_prefix="bedrock-proxy-port")
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, effect.run, passage.ports)
+        asked = loop.run_in_executor(self._pool, effect.run, passage.ports)
+        return await (_kept(asked) if isinstance(effect, Admit | Release | Finish) else asked)
 
 
 class _Exchange:
@@ -306,6 +307,20 @@ class _Pause:
 
     async def pause(self, at_most: float) -> None:
         await asyncio.sleep(random.uniform(0, at_most))  # noqa: S311 -- jitter, not a secret
+
+
+async def _kept(asked: asyncio.Future[Any]) -> Any:
+    """
+    The store's answer. Cancelled, it waits all the same: a thread cannot be stopped, and
+    what comes next must find its work done.
+    """
+    try:
+        return await asyncio.shield(asked)
+    except asyncio.CancelledError:
+        await asyncio.wait([asked])
+        if (error := asked.exception()) is not None:
+            raise error from None
+        raise
 
 
 async def _watch(body: _Body, receive: Receive, passage: Passage) -> None:

@@ -44,10 +44,14 @@ def wsgi_app(proxy: Proxy) -> WSGIApp:
         request = to_request(environ, proxy.base_path, new_request_id())
         reply = _Reply(proxy.passage(request, _Body(environ), faces))
         head = reply.head()
-        start_response(
-            f"{head.status} {_phrase(head.status)}",
-            [(name, value) for name, value in head.headers if name not in _HOP_BY_HOP],
-        )
+        try:
+            start_response(
+                f"{head.status} {_phrase(head.status)}",
+                [(name, value) for name, value in head.headers if name not in _HOP_BY_HOP],
+            )
+        except BaseException:
+            reply.close()
+            raise
         return reply
 
     return application
@@ -80,6 +84,8 @@ class _Reply:
     def __init__(self, passage: Passage) -> None:
         self._passage = passage
         self._said = drive(passage.flow, passage.ports, passage.interrupts)
+        self._lock = threading.Lock()  # one thread at a time drives the flow
+        self._closed = False
         self._over = False
 
     def head(self) -> Head:
@@ -97,12 +103,20 @@ class _Reply:
         return said
 
     def close(self) -> None:
-        """The server will iterate no more. Returns at once."""
-        if self._over:
+        """
+        The server will iterate no more. Returns at once; harmless when repeated, and while
+        another thread still iterates.
+        """
+        if self._over or self._closed:
             return
+        self._closed = True
         self._passage.leave()
         # A daemon: a process that is told to stop must not wait for a model.
         threading.Thread(target=self._rest, name="bedrock-proxy-rest", daemon=True).start()
+
+    def __del__(self) -> None:
+        # A server that lets go of it without closing it leaves a bill to settle too.
+        self.close()
 
     def _rest(self) -> None:
         while not self._over:
@@ -112,12 +126,13 @@ class _Reply:
                 return
 
     def _next(self) -> Head | bytes:
-        try:
-            return next(self._said)
-        except BaseException:  # StopIteration among them
-            self._over = True
-            self._passage.ended()
-            raise
+        with self._lock:
+            try:
+                return next(self._said)
+            except BaseException:  # StopIteration among them
+                self._over = True
+                self._passage.ended()
+                raise
 
 
 class _Body:
