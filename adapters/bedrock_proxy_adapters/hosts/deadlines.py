@@ -24,6 +24,10 @@ def cut_after(passage: Passage, seconds: float | None) -> threading.Timer | None
     """
     if seconds is None or seconds > threading.TIMEOUT_MAX:
         return None
+    if seconds <= 0:
+        # No call may begin: a timer's thread might be later than the call.
+        passage.interrupts.post(Deadline())
+        return None
     timer = threading.Timer(seconds, lambda: passage.interrupts.post(Deadline()))
     timer.daemon = True
     timer.start()
