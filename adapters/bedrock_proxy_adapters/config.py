@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bedrock_proxy.rules import Rules
     from bedrock_proxy.usage import UsageRecord
     from bedrock_proxy_adapters.proxy import Disconnect, Proxy
+    from bedrock_proxy_adapters.stores.dynamodb import DynamoDBStore
     from bedrock_proxy_adapters.stores.memory import MemoryStore
     from bedrock_proxy_adapters.stores.redis import RedisStore
     from bedrock_proxy_adapters.stores.spool import Spool
@@ -34,6 +35,7 @@ DEFAULT_STORE: Final = "sqlite:///bedrock-proxy.db"
 
 _PREFIX: Final = "BEDROCK_PROXY_"
 
+_DYNAMODB: Final = "dynamodb://"
 _REDIS: Final = frozenset({"redis", "rediss", "valkey", "valkeys", "redis+unix"})
 
 
@@ -51,7 +53,8 @@ class Settings:
         DEFAULT_STORE,
         "Where customers and the ledger live: `sqlite:///relative.db`, "
         "`sqlite:////absolute.db`, `redis://host:6379/0` (`rediss://`, `valkey://`, "
-        "`valkeys://`, `redis+unix:///socket`) or `memory:`.",
+        "`valkeys://`, `redis+unix:///socket`), `dynamodb://table?region=us-east-1` or "
+        "`memory:`.",
     )
     pepper: str | None = _setting(
         None,
@@ -215,7 +218,7 @@ def store_path(url: str) -> Path | None:
     Raises:
         ConfigurationError: It names no store we know.
     """
-    if url == "memory:" or _is_redis(url):
+    if url == "memory:" or _is_redis(url) or url.startswith(_DYNAMODB):
         return None
     parts = urlsplit(url)
     if parts.scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
@@ -223,7 +226,7 @@ def store_path(url: str) -> Path | None:
         return Path(unquote(parts.path[1:])).absolute()
     raise ConfigurationError(
         f"The store {url!r} is not one of sqlite:///relative.db, sqlite:////absolute.db, "
-        "redis://host:6379/0, memory:."
+        "redis://host:6379/0, dynamodb://table?region=us-east-1, memory:."
     )
 
 
@@ -243,7 +246,7 @@ def store_name(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def open_store(url: str) -> "SqliteStore | RedisStore | MemoryStore":
+def open_store(url: str) -> "SqliteStore | RedisStore | DynamoDBStore | MemoryStore":
     """
     The store that *url* names.
 
@@ -263,6 +266,10 @@ def open_store(url: str) -> "SqliteStore | RedisStore | MemoryStore":
                 "A Redis store needs redis-py: pip install 'bedrock-proxy[redis]'."
             ) from None
         return RedisStore.from_url(url)
+    if url.startswith(_DYNAMODB):
+        from bedrock_proxy_adapters.stores.dynamodb import DynamoDBStore
+
+        return DynamoDBStore.from_url(url)
     from bedrock_proxy_adapters.stores.memory import MemoryStore
 
     return MemoryStore()

@@ -13,6 +13,7 @@ from bedrock_proxy_adapters.config import Settings, open_store, proxy_from_env
 from bedrock_proxy_adapters.hosts.asgi import ASGIApp, asgi_app
 from bedrock_proxy_adapters.hosts.wsgi import WSGIApp, wsgi_app
 from bedrock_proxy_adapters.proxy import Proxy, Store
+from bedrock_proxy_adapters.stores.dynamodb import DynamoDBStore
 from bedrock_proxy_adapters.stores.memory import MemoryStore
 from bedrock_proxy_adapters.stores.redis import RedisStore
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
@@ -29,6 +30,7 @@ def every_store_and_upstream_is_its_port() -> Iterable[Store | Upstream]:
     yield MemoryStore()
     yield SqliteStore("a.db")
     yield RedisStore.from_url("redis://localhost")
+    yield DynamoDBStore("table")
     yield Boto3Upstream()
 
 
@@ -36,7 +38,7 @@ def a_proxy_is_made_by_hand_or_from_the_environment() -> tuple[ASGIApp, WSGIApp]
     proxy = Proxy(store=MemoryStore(), upstream=Boto3Upstream(), rules=Rules(drain=5.0))
     assert_type(proxy_from_env(), Proxy)
     assert_type(Settings.from_env().store, str)
-    assert_type(open_store("memory:"), SqliteStore | RedisStore | MemoryStore)
+    assert_type(open_store("memory:"), SqliteStore | RedisStore | DynamoDBStore | MemoryStore)
     return asgi_app(proxy), wsgi_app(proxy)
 
 

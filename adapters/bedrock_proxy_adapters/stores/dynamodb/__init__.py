@@ -44,14 +44,14 @@ class DynamoDBStore:
     Args:
         table: Its name.
         client: A boto3 ``dynamodb`` client of your own; :func:`dynamodb_client` makes one
-            with the first call where none is given. Retries of either are safe.
+            where none is given. Retries of either are safe.
         region, endpoint_url: For the client that is made.
         ledger_days: Rows expire after so many days; never where None. They must outlive the
             month they belong to, or counters can no longer be rebuilt.
         reap_at_admission: Settle a customer's overdue leases when it sends a request.
 
     Raises:
-        ConfigurationError: Rows would expire too early.
+        ConfigurationError: Rows would expire too early, or AWS is not configured.
     """
 
     kind: PortKind = "blocking"

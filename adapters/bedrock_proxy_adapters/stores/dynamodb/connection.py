@@ -139,8 +139,8 @@ class Table:
     One table.
 
     Args:
-        client: A boto3 ``dynamodb`` client, or None: one of our own is made with the first
-            call, in whichever process that is.
+        client: A boto3 ``dynamodb`` client, or None: one of our own is made, and another in
+            each process that is forked.
 
     Attributes:
         owners: What this process remembers of tokens.
@@ -161,8 +161,9 @@ class Table:
         self._region = region
         self._endpoint_url = endpoint_url
         self._lock = Lock()
-        self._made: Any = None
-        self._made_in: int | None = None
+        # What is wrong with AWS's configuration comes out at the start. No connection is opened.
+        self._made: Any = None if client is not None else dynamodb_client(region, endpoint_url)
+        self._made_in = os.getpid()
         self._closed = False
 
     def close(self) -> None:

@@ -1,0 +1,118 @@
+"""
+A process that uses one DynamoDB table as a server would: raced and killed by
+``test_dynamodb_processes``. Run as ``python -m tests.adapters.stores.dynamodb_worker
+MODE URL NAME …``; it prints ``ready``, waits for a line, does its work, and prints JSON.
+"""
+
+import contextlib
+import json
+import sys
+import time
+from typing import Any
+
+from tests.contracts.stories import NOON, ask, used
+
+from bedrock_proxy.admission import Grant
+from bedrock_proxy.errors import StoreUnavailable
+from bedrock_proxy_adapters.stores.dynamodb import DynamoDBStore, connection, gate
+from bedrock_proxy_adapters.stores.dynamodb.expressions import Update
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def burst(store: DynamoDBStore, name: str, count: int) -> int:
+    return sum(
+        isinstance(store.admit(ask(f"{name}-{number}", NOON)), Grant) for number in range(count)
+    )
+
+
+def saturate(store: DynamoDBStore, name: str, seconds: float) -> dict[str, Any]:
+    """When each was admitted, and how many were not, or got no answer."""
+    times: list[int] = []
+    refused = unavailable = 0
+    end = time.monotonic() + seconds
+    number = 0
+    while time.monotonic() < end:
+        number += 1
+        try:
+            decision = store.admit(ask(f"{name}-{number}", now_ms()))
+        except StoreUnavailable:
+            unavailable += 1
+            continue
+        if isinstance(decision, Grant):
+            times.append(decision.lease.request.at)
+            store.finish(used(decision.lease, duration_ms=0), decision.lease)
+        else:
+            refused += 1
+    return {"times": times, "refused": refused, "unavailable": unavailable}
+
+
+def hold(store: DynamoDBStore, name: str, lease_ms: int) -> None:
+    """Take leases and keep each for a little, until killed."""
+    number = 0
+    while True:
+        number += 1
+        with contextlib.suppress(StoreUnavailable):
+            decision = store.admit(ask(f"{name}-{number}", now_ms(), lease_ms=lease_ms))
+            if isinstance(decision, Grant):
+                print(json.dumps(decision.lease.request.request_id), flush=True)
+                time.sleep(0.02)
+                store.finish(used(decision.lease), decision.lease)
+            else:
+                time.sleep(0.005)
+
+
+def get_then_set() -> None:
+    """A defect: the item is looked at, and then written whatever it has become."""
+    original = Update.parameters
+
+    def unconditional(self: Update) -> dict[str, Any]:
+        parameters = original(self)
+        parameters["ConditionExpression"] = "attribute_exists(pk)"
+        used = parameters["UpdateExpression"]
+        values = parameters.get("ExpressionAttributeValues", {})
+        kept = {name: value for name, value in values.items() if _is_used(name, used)}
+        parameters["ExpressionAttributeValues"] = kept
+        return parameters
+
+    Update.parameters = unconditional  # type: ignore[method-assign]
+    admit = gate.admit
+
+    def reading(table: connection.Table, request: Any) -> Any:
+        table.images.pop(request.customer_id)
+        return admit(table, request)
+
+    gate.admit = reading
+
+
+def _is_used(name: str, expression: str) -> bool:
+    return name in expression.replace(",", " ").split()
+
+
+def main() -> None:
+    mode, url, name, *rest = sys.argv[1:]
+    store = DynamoDBStore.from_url(url, reap_at_admission=False)
+    store.gate_state("ann")  # connected
+    print("ready", flush=True)
+    sys.stdin.readline()
+    result: Any = None
+    match mode:
+        case "burst":
+            defect, count = rest
+            if defect == "get-then-set":
+                get_then_set()
+            result = burst(store, name, int(count))
+        case "saturate":
+            result = saturate(store, name, float(rest[0]))
+        case "hold":
+            hold(store, name, int(rest[0]))
+        case _:
+            raise SystemExit(f"no such mode: {mode}")
+    print(json.dumps(result), flush=True)
+    store.close()
+
+
+if __name__ == "__main__":
+    main()
