@@ -433,15 +433,6 @@ def test_S18_before_the_time_is_up_there_is_one_terminal_error_and_a_row(
 def test_S18_where_no_time_is_left_bedrock_is_not_called() -> None:
     world = stalled()
     answer = ask(world, event("http_api_v2"), Context(millis=-5))
-    assert answer["statusCode"] == 504
-    assert json.loads(answer["body"])["code"] == "timeout"
-    assert (world.calls, world.rows) == ([], [])
-    assert world.released == world.admitted != []
-
-
-def test_S18_where_no_time_is_left_bedrock_is_not_called() -> None:
-    world = stalled()
-    answer = ask(world, event("http_api_v2"), Context(millis=-5))
     assert (answer["statusCode"], json.loads(answer["body"])["code"]) == (504, "timeout")
     assert (world.calls, world.rows, len(world.released)) == ([], [], 1)
 
