@@ -90,10 +90,13 @@ class Upkeep:
         Raises:
             BedrockProxyError: The store is down.
         """
-        if self._spool is not None and self._spool.size:
-            self._spool.replay(self._books.finish)
-        while self._books.reap(time.time_ns() // 1_000_000, _REAPED_AT_ONCE) == _REAPED_AT_ONCE:
-            pass
+        try:
+            if self._spool is not None and self._spool.size:
+                self._spool.replay(self._books.finish)
+        finally:
+            # Whatever keeps the spool from being read must not keep leases open.
+            while self._books.reap(time.time_ns() // 1_000_000, _REAPED_AT_ONCE) == _REAPED_AT_ONCE:
+                pass
 
     def _run(self, stop: threading.Event) -> None:
         reaped = 0.0

@@ -57,7 +57,7 @@ def preflight(request: Request, origins: Collection[str]) -> Head:
         ("access-control-allow-methods", _ALLOWED_METHODS),
         ("access-control-max-age", str(MAX_AGE)),
         ("vary", "origin, access-control-request-method, access-control-request-headers"),
-        ("content-length", "0"),
+        # No Content-Length: a 204 must not have one (RFC 9110, section 8.6).
         ("x-request-id", request.request_id),
     ]
     wanted = request.first("access-control-request-headers")

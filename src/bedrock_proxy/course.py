@@ -139,7 +139,7 @@ class Course:
         if translation.ended and translation.fault is None:
             if not self.call.counts_tokens:
                 return usage, Basis.REPORTED
-            if usage.input_tokens is None and usage.output_tokens is None:
+            if usage.input_tokens is None:
                 return usage.completed(guess), Basis.ESTIMATED
             if usage.output_tokens is None and translation.seen_output_tokens:
                 return usage.completed(guess), Basis.ESTIMATED

@@ -28,7 +28,7 @@ from bedrock_proxy.drive import Deadline, Gone, Interruption, Shutdown
 from bedrock_proxy.effects import Admit, Effect, FindToken, Open, Wait
 from bedrock_proxy.eventstream import Decoder
 from bedrock_proxy.ports import UpstreamHead
-from bedrock_proxy.usage import Basis, Outcome
+from bedrock_proxy.usage import Basis, Outcome, State
 
 ARRAY = ("accept", "application/json")
 WHOLE = UpstreamHead(200, (("content-type", "application/json"),))
@@ -272,3 +272,18 @@ def test_a_held_answer_is_bounded_in_memory(monkeypatch: pytest.MonkeyPatch) -> 
     assert found[-1]["code"] == "upstream_torn"
     assert len(it.said) < 3_000
     assert it.world.row.basis is Basis.PARTIAL
+
+
+def test_S15_a_stream_that_reports_only_its_output_is_not_free_of_input() -> None:
+    steps = claude(usage=False)
+    steps[-2] = chunk(
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "end_turn"},
+            "usage": {"output_tokens": 7},
+        }
+    )
+    row = converse(World().answers(steps)).world.row
+    assert row.output_tokens == 7
+    assert row.input_tokens > 0
+    assert (row.basis, row.state) == (Basis.ESTIMATED, State.ESTIMATED)

@@ -46,7 +46,8 @@ class Replayed:
 
     Attributes:
         settled: Records that the ledger took.
-        broken: Lines that a crash left unfinished, now in the file's ``.broken`` neighbour.
+        broken: Lines that a crash left unfinished, or that cannot be read for another
+            reason, now in the file's ``.broken`` neighbour.
         left: Records that are still to be settled, because the store is still down.
     """
 
@@ -209,8 +210,11 @@ def _parse(line: bytes) -> tuple[UsageRecord, Lease] | None:
     checksum, _, body = line.partition(b" ")
     if checksum != b"%08x" % crc32(body):
         return None
-    values = json.loads(body)
-    return record_of(values["record"]), load_lease(values["lease"])
+    try:
+        values = json.loads(body)
+        return record_of(values["record"]), load_lease(values["lease"])
+    except (KeyError, TypeError, ValueError):
+        return None  # of another version: one line must not hold up those behind it
 
 
 def _size(path: Path) -> int:

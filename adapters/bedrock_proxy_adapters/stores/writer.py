@@ -131,13 +131,16 @@ class Writer:
             self._submit(_Job(work))
 
     def close(self) -> None:
-        """Do what is waiting, then end the thread and close the file."""
+        """
+        Do what is waiting, then end the thread and close the file. Returns after
+        :data:`PATIENCE_S` at the latest: another process may never give the turn back.
+        """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             self._queue.put(None)
-        self._thread.join()
+        self._thread.join(PATIENCE_S)
 
     def _submit(self, job: _Job[Any]) -> None:
         with self._lock:
