@@ -122,16 +122,14 @@ class Remembered(Generic[T]):
 @frozen
 class Refused:
     """
-    A write whose condition did not hold.
+    A write whose condition did not hold; perhaps because an earlier sending of it, whose
+    answer did not come, was carried out.
 
     Attributes:
-        item: The item as it is; None where there is none.
-        was_sent_again: Whether an earlier sending of the same write, whose answer did not
-            come, may have been carried out.
+        item: The item as it was found; None where the answer does not say.
     """
 
     item: Item | None
-    was_sent_again: bool
 
 
 class Table:
@@ -229,9 +227,8 @@ class Table:
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code")
             if code == "ConditionalCheckFailedException":
-                again = error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0) > 0
                 item: Any = error.response.get("Item")
-                return Refused(item, again)
+                return Refused(item)
             if code == "ResourceNotFoundException":
                 raise store_unavailable() from self.missing()
             raise store_unavailable() from error
