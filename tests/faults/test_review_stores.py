@@ -78,3 +78,24 @@ def test_S20_a_writer_whose_turn_never_comes_does_not_keep_the_process_from_endi
         os.close(held)
     writer._thread.join(10)
     assert not writer._thread.is_alive()
+
+
+def test_A03_a_row_that_the_ledger_chokes_on_stays_and_the_others_are_settled(
+    tmp_path: Path,
+) -> None:
+    store = MemoryStore()
+    add(store)
+    spool = Spool(tmp_path / "spool")
+    for name in ("r1", "r2"):
+        lease = admitted(store, ask(name))
+        spool.append(used(lease, 20), lease)
+
+    def finish(record: Any, lease: Any) -> None:
+        if record.request_id == "r1":
+            raise OverflowError("a defect of ours, or of the store's driver")
+        store.finish(record, lease)
+
+    done = spool.replay(finish)
+    assert (done.settled, done.broken, done.left) == (1, 0, 1)
+    assert spool.replay(store.finish).settled == 1
+    assert store.open_leases() == ()

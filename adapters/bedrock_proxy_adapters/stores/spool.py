@@ -19,7 +19,7 @@ from zlib import crc32
 from attrs import frozen
 
 from bedrock_proxy.admission import AdmissionRequest, Grant, Lease, Refusal
-from bedrock_proxy.errors import ProxyError, StoreUnavailable, store_unavailable
+from bedrock_proxy.errors import StoreUnavailable, store_unavailable
 from bedrock_proxy.ports import Answer, Gate, PortKind
 from bedrock_proxy.usage import UsageRecord
 from bedrock_proxy_adapters.stores.rows import dump, dump_lease, load_lease, record_of
@@ -152,7 +152,7 @@ class Spool:
             try:
                 finish(*parsed)
                 settled += 1
-            except ProxyError:
+            except Exception:  # noqa: BLE001 -- whatever it is, it must not hold up the others
                 kept.append(line)
         if bad:
             with self._broken.open("ab") as file:
