@@ -9,7 +9,7 @@ from bedrock_proxy_adapters.stores.dynamodb import Creation, DynamoDBStore
 
 
 @click.command()
-@click.option("--json", "as_json_", is_flag=True, help="JSON.")
+@click.option("--json", "as_json_", is_flag=True, help="For programs.")
 def create(as_json_: bool) -> None:
     """
     Make the database that BEDROCK_PROXY_STORE names, if it is not there.
