@@ -3,6 +3,10 @@
 import fcntl
 import json
 import os
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
 from pathlib import Path
 from typing import Any
@@ -99,3 +103,44 @@ def test_A03_a_row_that_the_ledger_chokes_on_stays_and_the_others_are_settled(
     assert (done.settled, done.broken, done.left) == (1, 0, 1)
     assert spool.replay(store.finish).settled == 1
     assert store.open_leases() == ()
+
+
+def test_A01_a_child_does_not_keep_the_turn_of_a_parent_that_died_with_it(tmp_path: Path) -> None:
+    """
+    A lock taken by ``flock`` lives as long as any process has the file open that took it:
+    a forked child must let go of its parent's.
+    """
+    path = tmp_path / "proxy.db"
+    program = textwrap.dedent(
+        f"""
+        import os, signal, sys, threading, time
+        from bedrock_proxy_adapters.stores.sqlite import SqliteStore
+
+        store = SqliteStore({str(path)!r})
+        begun = threading.Event()
+
+        def hold(connection):
+            begun.set()
+            time.sleep(60)
+
+        writer = store._database.writer()
+        threading.Thread(target=lambda: writer.do(hold), daemon=True).start()
+        assert begun.wait(20)
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+        print(child, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.wait(20)
+    try:
+        writer = Writer(path, tmp_path / "proxy.db-ticket")
+        assert writer.do(lambda connection: 7, patience=5.0) == 7
+        writer.close()
+    finally:
+        os.kill(child, signal.SIGKILL)

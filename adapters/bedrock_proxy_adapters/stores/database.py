@@ -144,6 +144,8 @@ class Database:
     def begin_anew(self) -> None:
         """In the child of a fork: leave everything to the parent."""
         _crossed_a_fork.append((self._writer, self._reader))
+        if self._writer is not None:
+            self._writer.leave_to_parent()
         self._lock = Lock()
         self.owners = OwnerCache()
         self._writer = None

@@ -142,6 +142,14 @@ class Writer:
             self._queue.put(None)
         self._thread.join(PATIENCE_S)
 
+    def leave_to_parent(self) -> None:
+        """
+        In the child of a fork: let go of the ticket. A turn (``flock``) lasts while any
+        process keeps it open, and the child's copy would outlive the parent's.
+        """
+        if self._ticket is not None:
+            self._ticket.close()
+
     def _submit(self, job: _Job[Any]) -> None:
         with self._lock:
             if self._closed:
