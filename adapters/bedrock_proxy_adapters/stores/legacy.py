@@ -17,7 +17,6 @@ from hashlib import sha256
 from typing import Any, Final
 
 from attrs import frozen
-from botocore.exceptions import BotoCoreError, ClientError
 
 from bedrock_proxy import tokens
 from bedrock_proxy.customers import (
@@ -81,6 +80,8 @@ def scan(client: Any, table: str) -> Iterator[dict[str, Any]]:
     Raises:
         ConfigurationError: The table cannot be read; the message says why.
     """
+    from botocore.exceptions import BotoCoreError, ClientError
+
     try:
         for page in client.get_paginator("scan").paginate(TableName=table, ConsistentRead=True):
             for item in page["Items"]:
