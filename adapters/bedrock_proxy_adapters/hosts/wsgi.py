@@ -115,8 +115,15 @@ class _Reply:
         threading.Thread(target=self._rest, name="bedrock-proxy-rest", daemon=True).start()
 
     def __del__(self) -> None:
-        # A server that lets go of it without closing it leaves a bill to settle too.
-        self.close()
+        # A server that lets go of it without closing it leaves a bill to settle too. All of
+        # that in the other thread: a garbage collection may come while this one holds a lock.
+        if not self._over and not self._closed:
+            self._closed = True
+            threading.Thread(target=self._let_go, name="bedrock-proxy-rest", daemon=True).start()
+
+    def _let_go(self) -> None:
+        self._passage.leave()
+        self._rest()
 
     def _rest(self) -> None:
         while not self._over:
