@@ -20,10 +20,12 @@ $(VENV)/.venv-made:
 	@touch $@
 
 $(VENV)/.serve-installed: $(VENV)/.venv-made pyproject.toml
+	@echo "Installing into $(VENV); the first time takes half a minute."
 	@sh scripts/install "$(VENV)" "-e .[serve]"
 	@touch $@
 
 $(VENV)/.dev-installed: $(VENV)/.venv-made pyproject.toml
+	@echo "Installing into $(VENV), tools for development included; the first time takes a while."
 	@sh scripts/install "$(VENV)" "-e .[serve]" --group dev
 	@touch $@ $(VENV)/.serve-installed
 

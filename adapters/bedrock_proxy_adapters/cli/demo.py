@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from bedrock_proxy_adapters.proxy import Proxy
     from bedrock_proxy_adapters.stores.sqlite import SqliteStore
 
+_WIDTH = 79
+"""A terminal's usual 80 columns, but for the last: some wrap there."""
+
 MODEL = "anthropic.claude-3-haiku-20240307-v1:0"
 
 _ANSWER = (
@@ -157,13 +160,14 @@ def _stream(host: str, port: int, token: str) -> int:
         data = line.decode().strip().removeprefix("data: ")
         if not data or data == "[DONE]" or data.startswith(":"):
             continue
-        for word in json.loads(data).get("content", "").splitlines(keepends=True):
-            if column > 76:
-                sys.stdout.write("\n   ")
-                column = 3
-            sys.stdout.write(word)
-            sys.stdout.flush()
-            column += len(word)
+        word = json.loads(data).get("content", "")
+        if column + len(word) > _WIDTH:
+            sys.stdout.write("\n   ")
+            column = 3
+            word = word.lstrip()
+        sys.stdout.write(word)
+        sys.stdout.flush()
+        column += len(word)
         pieces += 1
     connection.close()
     sys.stdout.write("\n")
@@ -179,12 +183,12 @@ def _row(store: "SqliteStore", pieces: int) -> UsageRecord:
 
 
 def _show(row: UsageRecord) -> None:
+    click.echo(f"   {row.customer_id}  {row.model}")
     table(
-        ("   CUSTOMER", "MODEL", "INPUT", "OUTPUT", "BASIS", "OUTCOME", "FIRST BYTE", "TOTAL"),
+        (" ", "INPUT", "OUTPUT", "BASIS", "OUTCOME", "FIRST BYTE", "TOTAL"),
         [
             (
-                "   " + row.customer_id,
-                row.model,
+                " ",
                 row.input_tokens,
                 row.output_tokens,
                 row.basis,

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from errno import EADDRINUSE
 from itertools import islice
 from typing import Any, Final
 
@@ -62,7 +63,10 @@ def not_listening(host: str, port: int, error: OSError) -> ConfigurationError:
     """Why nothing can be served at this address, without Python's own remarks."""
     known = error.errno is not None and error.errno > 0
     why = os.strerror(error.errno or 0) if known else str(error.strerror).partition(" (")[0]
-    return ConfigurationError(f"Could not listen on {host}:{port}: {why}.")
+    advice = (
+        " Choose another port with --port; 0 takes a free one." if error.errno == EADDRINUSE else ""
+    )
+    return ConfigurationError(f"Could not listen on {host}:{port}: {why}.{advice}")
 
 
 def note(text: str) -> None:

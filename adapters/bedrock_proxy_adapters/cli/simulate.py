@@ -5,7 +5,7 @@ import click
 from bedrock_proxy_adapters.cli.output import not_listening
 
 
-@click.command()
+@click.command(short_help="Run a fake Bedrock Runtime, for trying things without AWS.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",

@@ -155,7 +155,7 @@ def test_serve_says_what_keeps_it_from_serving(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         for command in ("serve", "simulate", "demo"):
             done = run(tmp_path, command, "--port", port, **region)
-            refused(done, f"127.0.0.1:{port}", "Address already in use")
+            refused(done, f"127.0.0.1:{port}", "Address already in use", "--port")
 
 
 def test_serve_without_uvicorn_says_what_to_install(tmp_path: Path) -> None:
@@ -233,6 +233,7 @@ def test_ctrl_c_ends_the_simulator_and_the_demo(tmp_path: Path) -> None:
 
 def test_the_demo_once_shows_an_answer_and_its_row_and_leaves_nothing(tmp_path: Path) -> None:
     done = run(tmp_path, "demo", "--once", TMPDIR=str(tmp_path))
+    assert max(map(len, done.stdout.splitlines())) < 80  # what a terminal is wide, usually
     assert (0, "") == (done.returncode, done.stderr)
     assert "Your token was checked" in done.stdout
     assert "reported  ok" in done.stdout
