@@ -72,7 +72,7 @@ def refused(refusal: Refusal) -> ProxyError:
     what = str(limit).replace("_", " ")
     cap = f" of {refusal.cap}" if refusal.cap is not None else ""
     advice = (
-        f"try again in {refusal.retry_after} seconds"
+        f"try again in {refusal.retry_after} second{'' if refusal.retry_after == 1 else 's'}"
         if waiting
         else "this request alone is larger than it allows"
     )
