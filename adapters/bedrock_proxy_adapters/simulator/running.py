@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from botocore.config import Config
     from mypy_boto3_bedrock_runtime import BedrockRuntimeClient
 
-DEFAULT_PORT: Final = 8099
+DEFAULT_PORT: Final = 9090
 REGION: Final = "us-east-1"
 _KEY: Final = "simulated"
 
