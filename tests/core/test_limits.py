@@ -17,6 +17,8 @@ from bedrock_proxy.admission import Limit, Refusal
 def test_a_refusal_names_the_limit_and_says_what_to_do(
     retry_after: int | None, advice: str
 ) -> None:
-    error = limits.refused(Refusal(Limit.REQUESTS_PER_MINUTE, retry_after=retry_after, cap=60))
+    error = limits.refused(
+        Refusal(reason=Limit.REQUESTS_PER_MINUTE, retry_after=retry_after, cap=60)
+    )
     assert f"The limit of 60 requests per minute has been reached{advice}" == str(error)
     assert (retry_after, retry_after is not None) == (error.retry_after, error.retryable)
