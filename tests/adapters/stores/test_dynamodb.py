@@ -748,14 +748,14 @@ def test_what_was_used_beyond_the_reservation_is_charged(store: DynamoDBStore) -
 
 
 def test_more_expired_leases_than_can_be_named_wait_for_the_reaper(store: DynamoDBStore) -> None:
-    add(store, limits=Limits(concurrency=34))
-    for number in range(34):
-        admitted(store, ask(f"old{number:02}"))
+    add(store, limits=Limits(concurrency=102))
+    for number in range(102):
+        admitted(store, ask(f"old{number:03}"))
     later = NOON + LEASE_MS
-    for number in range(32):
-        admitted(store, ask(f"new{number:02}", later))
+    for number in range(100):
+        admitted(store, ask(f"new{number:03}", later))
     assert refused(store, ask("one more", later)).reason is Limit.CONCURRENCY
-    assert store.reap(later) == 34
+    assert store.reap(later) == 102
     admitted(store, ask("one more", later))
 
 

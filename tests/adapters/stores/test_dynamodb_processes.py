@@ -181,5 +181,6 @@ def test_T03_A02_killed_processes_leave_neither_leases_nor_gaps_nor_doubles() ->
 
 
 @pytest.mark.slow
-def test_T03_A02_many_kills(shared: Shared) -> None:
-    hold_and_kill(shared, 15, 8, 3, 1_000)
+def test_T03_A02_many_kills() -> None:
+    # dynalite itself ends when a client breaks off within a request.
+    hold_and_kill(Shared(dynamodb.shared("ministack")), 15, 8, 3, 1_000)

@@ -39,8 +39,8 @@ from bedrock_proxy_adapters.stores.dynamodb.packing import (
 GENERATION_MS: Final = 20_000
 """How long a generation of leases lasts while the bucket of tokens does not drain."""
 
-MAX_EXPIRED: Final = 32
-"""How many expired leases one admission may count as free: an expression has 4 KB."""
+MAX_EXPIRED: Final = 100
+"""How many expired leases one admission may count as free: an expression has 4 KB at most."""
 
 _REQUESTS: Final = 0
 _TOKENS: Final = 1
