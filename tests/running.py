@@ -220,6 +220,28 @@ def on_gunicorn(folder: Path, *, threads: int = 64, **environment: str) -> Itera
             store.close()
 
 
+@contextlib.contextmanager
+def served(folder: Path, environment: dict[str, str]) -> Iterator[int]:
+    """`bedrock-proxy serve` in a process of its own; its port."""
+    port = free_port()
+    folder.mkdir()
+    main = "from bedrock_proxy_adapters.cli import main; main()"
+    with (folder / "serve.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", main, "serve", "--port", str(port)],
+            env=environment,
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        wait_for(lambda: answers(port) or None, "the server", 60)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
 def answers(port: int) -> bool:
     """Whether something healthy listens at *port*."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)

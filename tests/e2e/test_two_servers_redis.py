@@ -2,10 +2,8 @@
 
 import http.client
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,8 @@ from attrs import frozen
 from tests.running import (
     TOKEN,
     add_customer,
-    answers,
     body,
-    free_port,
+    served,
     server_environment,
     wait_for,
 )
@@ -25,28 +22,6 @@ from tests.servers.redis import Server, serving
 from bedrock_proxy.customers import Limits
 from bedrock_proxy_adapters.simulator import start_in_thread
 from bedrock_proxy_adapters.stores.redis import RedisStore
-
-
-@contextmanager
-def served(folder: Path, environment: dict[str, str]) -> Iterator[int]:
-    """`bedrock-proxy serve` in a process of its own; its port."""
-    port = free_port()
-    folder.mkdir()
-    main = "from bedrock_proxy_adapters.cli import main; main()"
-    with (folder / "serve.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", main, "serve", "--port", str(port)],
-            env=environment,
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        wait_for(lambda: answers(port) or None, "the server", 60)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 @frozen
