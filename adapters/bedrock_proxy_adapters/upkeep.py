@@ -108,7 +108,9 @@ class Upkeep:
                     self.once()
                     reaped = now
                 except BedrockProxyError as error:
-                    _log.warning("upkeep was put off: %s", error)
+                    # A store that is being closed refuses too, and nobody need hear of that.
+                    if not stop.is_set():
+                        _log.warning("upkeep was put off: %s", error)
                 except Exception as error:  # noqa: BLE001 -- the next look may fare better
                     _log.error("upkeep met %s", type(error).__name__)
             stop.wait(min(REPLAY_EVERY, self._every))

@@ -151,3 +151,30 @@ def test_the_child_of_a_fork_begins_its_own(ended: list[Upkeep]) -> None:
     said = os.read(reader, 10)
     os.close(reader)
     assert b"looked" == said
+
+
+def test_what_a_store_says_while_it_is_closed_is_not_told(
+    ended: list[Upkeep], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A program that ends at once closes its store under the first look."""
+    upkeep: Upkeep
+    looked = threading.Event()
+
+    class Closing(Books):
+        def reap(self, now: int, limit: int = 1_000) -> int:
+            upkeep.end()
+            looked.set()
+            raise store_unavailable()
+
+    upkeep = Upkeep(Closing(), 60.0)
+    ended.append(upkeep)
+    with caplog.at_level(logging.WARNING, "bedrock_proxy"):
+        upkeep.begin()
+        assert looked.wait(20)
+        wait_for(
+            lambda: (
+                not [t for t in threading.enumerate() if t.name == "bedrock-proxy-upkeep"] or None
+            ),
+            "the upkeep to end",
+        )
+    assert not caplog.records
