@@ -16,6 +16,7 @@ from bedrock_proxy.answers import MAX_WHOLE
 from bedrock_proxy.dialects.dialect import Call, Translation
 from bedrock_proxy.drive import Deadline, Ending, Gone, insist
 from bedrock_proxy.effects import (
+    NOW,
     Begin,
     Close,
     Effect,
@@ -223,45 +224,147 @@ def _relay(course: Course, reply: UpstreamReply, translation: Translation) -> Fl
     translation.begin(head)
     if course.call.head_first:
         yield from _say(course, translation, b"")
+    if course.call.hold:
+        yield from _relay_whole(course, reply, translation)
+    else:
+        yield from _relay_pieces(course, reply, translation)
+
+
+def _relay_pieces(course: Course, reply: UpstreamReply, translation: Translation) -> Flow[None]:
+    """
+    Each piece as it comes. While pieces come and go, a turn is one look at the clock, one read
+    and one thing said; all that takes time, or is due, is left to ``_heard`` and ``_say``.
+    """
+    steady = _Steady(course, reply)
+    while True:
+        now: Instant = yield NOW
+        if course.quiet_since is None and translation.heard and now.monotonic < steady.until:
+            course.quiet_since = now.monotonic
+            try:
+                got = yield steady.read
+            except UpstreamUnreachable as failure:
+                yield from _unreachable(course, failure)
+                raise
+            if got is SILENCE:
+                yield b""
+                got = yield from _heard(
+                    course, translation, lambda within: Read(reply, within), now
+                )
+                steady.look_ahead()
+        else:
+            got = yield from _heard(course, translation, lambda within: Read(reply, within), now)
+            steady.look_ahead()
+        if isinstance(got, bytes):
+            out = translation.feed(got)
+        else:
+            out = yield from _ended(course, translation)
+        fault = translation.fault
+        if out or translation.started:
+            if course.head_said and out:
+                try:
+                    yield out
+                except Ending as ending:
+                    if ending.unsaid:
+                        yield from insist(out)
+                    reason: Ending | None = ending
+                else:
+                    reason = None
+                course.quiet_since = None
+                course.all_said = translation.ended
+                if reason is not None and (got is not END or fault is not None):
+                    raise reason  # else all of it is out: there is nothing left to end
+            else:
+                try:
+                    yield from _say(course, translation, out)
+                except Ending:
+                    if got is not END or fault is not None or not course.head_said:
+                        raise
+        if fault is not None:
+            raise fault
+        if got is END:
+            return
+
+
+class _Steady:
+    """
+    What a turn of a stream under way needs, made once for many.
+
+    Attributes:
+        read: The next read, waiting as long as nothing else can be due.
+        until: From when on (monotonic) something may be: a renewal, or the longest duration.
+    """
+
+    __slots__ = ("_course", "read", "until")
+
+    def __init__(self, course: Course, reply: UpstreamReply) -> None:
+        rules = course.rules
+        self._course = course
+        within = min(rules.ping_every, rules.idle_timeout, rules.lease_ms / 2000)
+        self.read = Read(reply, within)
+        self.until = 0.0
+
+    def look_ahead(self) -> None:
+        """Find out anew when something is due."""
+        course = self._course
+        rules = course.rules
+        renewed = course.renewed_at or course.arrived.monotonic
+        last = course.arrived.monotonic + rules.max_duration - self.read.within
+        self.until = min(renewed + rules.lease_ms / 2000, last)
+
+
+def _relay_whole(course: Course, reply: UpstreamReply, translation: Translation) -> Flow[None]:
+    """Nothing before all of it is there."""
     while True:
         got = yield from _heard(course, translation, lambda within: Read(reply, within))
         if isinstance(got, bytes):
             out = translation.feed(got)
         else:
-            if not translation.ended:
-                yield b""  # if we closed it ourselves, this is where the flow hears why
-            course.read_out = True
-            out = translation.finish()
+            out = yield from _ended(course, translation)
         fault = translation.fault
-        if course.call.hold:
-            if out:
-                course.held.append(out)
-                course.held_size += len(out)
-            if fault is None and course.held_size > MAX_WHOLE:
-                fault = faults.corrupt()
-        elif out or translation.started:
-            try:
-                yield from _say(course, translation, out)
-            except Ending:
-                if got is not END or fault is not None or not course.head_said:
-                    raise  # else all of it is out: there is nothing left to end
+        if out:
+            course.held.append(out)
+            course.held_size += len(out)
+        if fault is None and course.held_size > MAX_WHOLE:
+            fault = faults.corrupt()
         if fault is not None:
             raise fault
         if got is END:
             break
-    if course.call.hold:
-        yield from _say_whole(course, translation, b"".join(course.held))
+    yield from _say_whole(course, translation, b"".join(course.held))
+
+
+def _ended(course: Course, translation: Translation) -> Flow[bytes]:
+    """The upstream has ended: the last bytes of the answer."""
+    if not translation.ended:
+        yield b""  # if we closed it ourselves, this is where the flow hears why
+    course.read_out = True
+    return translation.finish()
+
+
+def _unreachable(course: Course, failure: UpstreamUnreachable) -> Flow[None]:
+    yield b""  # if we closed it ourselves, this is where the flow hears why
+    error = faults.from_trouble(failure.trouble)
+    if failure.trouble is Trouble.TIMEOUT:
+        course.failed(error, Outcome.TIMEOUT)
+    raise error from None
 
 
 def _heard(
     course: Course,
     translation: Translation,
     effect: Callable[[float], Effect[T | Literal[Signal.SILENCE]]],
+    begun: Instant | None = None,
 ) -> Flow[T]:
-    """What comes next from upstream; pings, renewals and timeouts while it does not come."""
+    """
+    What comes next from upstream; pings, renewals and timeouts while it does not come.
+
+    Args:
+        begun: Since when it has been waited for; from now on, where None.
+    """
     rules = course.rules
-    begun = yield from ask(Now())
-    now = begun
+    now: Instant = yield NOW
+    if begun is None:
+        begun = now
     patience = rules.first_byte_timeout if not translation.heard else rules.idle_timeout
     while True:
         at = now.monotonic
@@ -293,11 +396,8 @@ def _heard(
         try:
             got = yield from ask(effect(within))
         except UpstreamUnreachable as failure:
-            yield b""  # if we closed it ourselves, this is where the flow hears why
-            error = faults.from_trouble(failure.trouble)
-            if failure.trouble is Trouble.TIMEOUT:
-                course.failed(error, Outcome.TIMEOUT)
-            raise error from None
+            yield from _unreachable(course, failure)
+            raise
         if got is not SILENCE:
             return got
         yield b""

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final
 from bedrock_proxy.effects import Effect, Flow, Open
 from bedrock_proxy.errors import BedrockProxyError, ClientFault, Code, ProxyError, Unavailable
 from bedrock_proxy.http import Head
-from bedrock_proxy.ports import Ports, UpstreamReply
+from bedrock_proxy.ports import Answer, Ports, UpstreamReply
 
 
 class Interruption(BedrockProxyError):
@@ -190,13 +190,14 @@ def drive(
 
 async def adrive(
     flow: Flow[ProxyError | None],
-    perform: Callable[[Effect[Any]], Awaitable[Any]],
+    perform: Callable[[Effect[Any]], Answer[Any]],
     emit: Callable[[Head | bytes], Awaitable[None]],
     interrupts: Interrupts,
 ) -> ProxyError | None:
     """
-    Run *flow* on any event loop, awaiting *perform* for what it asks and *emit* for what
-    it says. An *emit* that raises means that the client cannot be reached: the flow hears
+    Run *flow* on any event loop, awaiting *emit* for what it says, and what *perform* gives
+    for what it asks, unless that is the reply itself: what is at hand costs no turn of the
+    loop. An *emit* that raises means that the client cannot be reached: the flow hears
     :class:`Gone`.
 
     Returns:
@@ -207,7 +208,9 @@ async def adrive(
         while True:
             if isinstance(said, Effect):
                 try:
-                    answer = await perform(said)
+                    answer: Any = perform(said)
+                    if hasattr(answer, "__await__"):
+                        answer = await answer
                 except BaseException as error:  # noqa: BLE001 -- whatever it is, the flow hears it
                     said = flow.throw(error)
                 else:

@@ -4,7 +4,7 @@ and says which port answers it and how.
 """
 
 from collections.abc import Generator
-from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
 from attrs import frozen
 
@@ -66,6 +66,10 @@ class Now(Effect[Instant]):
 
     def run(self, ports: Ports) -> Instant:
         return ports.clock.now()
+
+
+NOW: Final = Now()
+"""The one there is: it is asked at every turn of a stream (``instant = yield NOW``)."""
 
 
 @frozen

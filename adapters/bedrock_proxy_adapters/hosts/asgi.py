@@ -16,7 +16,7 @@ from bedrock_proxy import front
 from bedrock_proxy.drive import adrive
 from bedrock_proxy.effects import Admit, Effect, Finish, Release
 from bedrock_proxy.http import Head, Headers, Request
-from bedrock_proxy.ports import PortKind
+from bedrock_proxy.ports import Answer, PortKind
 from bedrock_proxy_adapters.hosts.paths import below
 from bedrock_proxy_adapters.proxy import Faces, Passage, Proxy, new_request_id
 
@@ -25,6 +25,12 @@ Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_WATCHED_AFTER = 0.1
+"""
+Seconds after which a client that left is listened for (RELIABILITY.md, S02: it is noticed
+within one).
+"""
 
 _DISCARDED = 256 * 1024
 """Bytes of an unwanted body that are read away, so that the refusal can be heard."""
@@ -107,12 +113,12 @@ class Application:
         request = to_request(scope, self._proxy.base_path, new_request_id())
         body = _Body(receive)
         passage = self._proxy.passage(request, body, self._faces)
+        watcher = body.watcher = _Watcher(receive, passage)
         http1 = scope.get("http_version", "1.1").startswith("1")
         exchange = _Exchange(self, passage, body, send, self._proxy.write_timeout, http1)
         flow = asyncio.create_task(exchange.run())
         self._held.add(flow)
         flow.add_done_callback(self._held.discard)
-        watcher = asyncio.create_task(_watch(body, receive, passage))
         try:
             await asyncio.shield(flow)
         except asyncio.CancelledError:
@@ -120,26 +126,23 @@ class Application:
                 passage.leave()
             raise
         finally:
-            watcher.cancel()
+            watcher.end()
 
     def faces(self) -> Faces:
         """The ports as an event loop calls them best."""
         proxy = self._proxy
         return proxy.faces(_native(proxy.store), _native(proxy.upstream), _Pause())
 
-    async def perform(self, effect: Effect[Any], passage: Passage) -> Any:
-        """Answer *effect* in the way its port says it is called."""
+    def perform(self, effect: Effect[Any], passage: Passage) -> Answer[Any]:
+        """Answer *effect* in the way its port says it is called: at once where it can be."""
         port = effect.on(passage.ports)
-        kind = "instant" if port is None else port.kind
-        if kind == "instant":
+        if port is None or port.kind != "blocking":
             return effect.run(passage.ports)
-        if kind == "native":
-            return await effect.run(passage.ports)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(32, thread_name_prefix="bedrock-proxy-port")
         loop = asyncio.get_running_loop()
         asked = loop.run_in_executor(self._pool, effect.run, passage.ports)
-        return await (_kept(asked) if isinstance(effect, Admit | Release | Finish) else asked)
+        return _kept(asked) if isinstance(effect, Admit | Release | Finish) else asked
 
 
 class _Exchange:
@@ -165,12 +168,12 @@ class _Exchange:
         self._left: int | None = None  # bytes of a reply of known length still to come
         self._complete = False
         self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
 
     async def run(self) -> None:
         passage = self._passage
-        loop = asyncio.get_running_loop()
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._arm(loop, task, self._write_timeout)
+        self._arm(task, self._write_timeout)
         try:
             await adrive(passage.flow, self._perform, self._emit, passage.interrupts)
             # A reply that was not finished is left so: the server then breaks the
@@ -184,14 +187,21 @@ class _Exchange:
             passage.ended()
             self._disarm()
 
-    async def _perform(self, effect: Effect[Any]) -> Any:
-        return await self._app.perform(effect, self._passage)
+    def _perform(self, effect: Effect[Any]) -> Answer[Any]:
+        return self._app.perform(effect, self._passage)
 
     async def _emit(self, said: Head | bytes) -> None:
-        loop = asyncio.get_running_loop()
-        self._writing_since = loop.time()
+        self._writing_since = self._loop.time()
         try:
-            await self._write(said)
+            if isinstance(said, bytes):
+                if self._left is not None:
+                    self._left -= len(said)
+                    self._complete = self._left <= 0
+                await self._send(
+                    {"type": "http.response.body", "body": said, "more_body": not self._complete}
+                )
+            else:
+                await self._begin(said)
         except asyncio.CancelledError:
             if not self._stuck:
                 raise
@@ -205,48 +215,33 @@ class _Exchange:
         finally:
             self._writing_since = None
 
-    async def _write(self, said: Head | bytes) -> None:
-        if isinstance(said, Head):
-            await self._body.discard()
-            self._left = _length(said.headers)
-            await self._send(
-                {
-                    "type": "http.response.start",
-                    "status": said.status,
-                    "headers": [
-                        (n.encode("latin-1"), v.encode("latin-1"))
-                        for n, v in said.headers
-                        # RFC 9113, section 8.2.2: HTTP/2 has no such field.
-                        if self._http1 or n != "connection"
-                    ],
-                }
-            )
-            return
-        if self._left is not None:
-            self._left -= len(said)
-            self._complete = self._left <= 0
-        await self._send(
-            {"type": "http.response.body", "body": said, "more_body": not self._complete}
-        )
+    async def _begin(self, said: Head) -> None:
+        await self._body.discard()
+        self._left = _length(said.headers)
+        headers = [
+            (name.encode("latin-1"), value.encode("latin-1"))
+            for name, value in said.headers
+            # RFC 9113, section 8.2.2: HTTP/2 has no such field.
+            if self._http1 or name != "connection"
+        ]
+        await self._send({"type": "http.response.start", "status": said.status, "headers": headers})
 
-    def _arm(
-        self, loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]", within: float
-    ) -> None:
+    def _arm(self, task: "asyncio.Task[None]", within: float) -> None:
         """One timer for the whole exchange, not one for each write."""
-        self._timer = loop.call_later(within, self._check, loop, task)
+        self._timer = self._loop.call_later(within, self._check, task)
 
     def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _check(self, loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]") -> None:
+    def _check(self, task: "asyncio.Task[None]") -> None:
         since = self._writing_since
-        waited = 0.0 if since is None else loop.time() - since
+        waited = 0.0 if since is None else self._loop.time() - since
         if waited >= self._write_timeout:
             self._stuck = True
             task.cancel()
         else:
-            self._arm(loop, task, self._write_timeout - waited)
+            self._arm(task, self._write_timeout - waited)
 
 
 class _Body:
@@ -256,8 +251,8 @@ class _Body:
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self.taken = asyncio.Event()
         self._started = False
+        self.watcher: _Watcher | None = None
 
     async def receive(self, limit: int, within: float) -> bytes:
         self._started = True
@@ -279,7 +274,11 @@ class _Body:
         except TimeoutError:
             raise front.body_late(within) from None
         finally:
-            self.taken.set()
+            self._taken()
+
+    def _taken(self) -> None:
+        if self.watcher is not None:
+            self.watcher.begin()
 
     async def discard(self) -> None:
         """Read away a body that nobody asked for, within reason, before the refusal."""
@@ -297,7 +296,7 @@ class _Body:
         except TimeoutError:
             pass
         finally:
-            self.taken.set()
+            self._taken()
 
 
 class _Pause:
@@ -323,18 +322,47 @@ async def _kept(asked: asyncio.Future[Any]) -> Any:
         raise
 
 
-async def _watch(body: _Body, receive: Receive, passage: Passage) -> None:
-    """Listen for the client to leave, once the body is in."""
-    await body.taken.wait()
-    while True:
-        try:
-            message = await receive()
-        except Exception:  # noqa: BLE001 -- a receive that fails has nobody at its other end
-            passage.leave()
-            return
-        if message["type"] == "http.disconnect":
-            passage.leave()
-            return
+class _Watcher:
+    """
+    Listens for the client to leave, once the body is in and the answer takes its time.
+
+    A task for each short answer would cost more than what it could notice: an answer that
+    is out sooner is out whether anybody listens or not.
+    """
+
+    def __init__(self, receive: Receive, passage: Passage) -> None:
+        self._receive = receive
+        self._passage = passage
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ended = False
+
+    def begin(self) -> None:
+        """The body is in: nothing but a disconnect can come now."""
+        if not self._ended:
+            self._timer = asyncio.get_running_loop().call_later(_WATCHED_AFTER, self._start)
+
+    def end(self) -> None:
+        """The answer is out, or nobody is left to serve it."""
+        self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._listen())
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                message = await self._receive()
+            except Exception:  # noqa: BLE001 -- a receive that fails has nobody at its other end
+                self._passage.leave()
+                return
+            if message["type"] == "http.disconnect":
+                self._passage.leave()
+                return
 
 
 def to_request(scope: Scope, base_path: str, request_id: str) -> Request:

@@ -9,12 +9,12 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncGenerator, Generator, Mapping
+from functools import partial
 from typing import Protocol
 
 from bedrock_proxy import front
 from bedrock_proxy.dialects.parts import Inbox, InParts
 from bedrock_proxy.drive import Interrupts, Shutdown, adrive, drive
-from bedrock_proxy.effects import Effect
 from bedrock_proxy.http import Head, Request
 from bedrock_proxy.parts import Part
 from bedrock_proxy.ports import PortKind
@@ -111,12 +111,14 @@ def async_answers(proxy: Proxy) -> AsyncAnswer:
         passage = _passage(proxy, faces, inbox, token, request, client_request_id)
         counter = _Counter(inbox, passage.interrupts)
 
-        async def perform(effect: Effect[object]) -> object:
-            return await host.perform(effect, passage)
-
         async def carry() -> None:
             try:
-                await adrive(passage.flow, perform, counter.put, passage.interrupts)
+                await adrive(
+                    passage.flow,
+                    partial(host.perform, passage=passage),
+                    counter.put,
+                    passage.interrupts,
+                )
             finally:
                 passage.ended()
                 counter.close()
