@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bedrock_proxy_adapters.stores.redis import RedisStore
     from bedrock_proxy_adapters.stores.spool import Spool
     from bedrock_proxy_adapters.stores.sqlite import SqliteStore
+    from bedrock_proxy_adapters.upstream.configured import Way
 
 T = TypeVar("T")
 
@@ -67,8 +68,16 @@ class Settings:
         "What happens when a client leaves: `drain` reads the rest for the true usage (30 s "
         "at most), `cancel` closes the call at once.",
     )
+    upstream: str = _setting(
+        "auto",
+        "How Bedrock is called: `auto` uses boto3 where a host gives each request a thread, and "
+        "on event loops (`serve`, `asgi_app`) a way without threads, if the extra `async` is "
+        "installed and no forward proxy is set; `boto3` uses boto3 everywhere.",
+    )
     max_streams: int | None = _setting(
-        None, "Calls of Bedrock at once; beyond it 503 `overloaded`. Default 200."
+        None,
+        "Calls of Bedrock at once; beyond it 503 `overloaded`. Default 200 through boto3, "
+        "10,000 without threads.",
     )
     max_body_bytes: int = _setting(20 * 1024 * 1024, "The largest request body, in bytes.")
     first_byte_timeout: float = _setting(120.0, "Seconds Bedrock may take to begin its answer.")
@@ -193,7 +202,14 @@ def _mode(raw: str) -> str:
     return raw
 
 
+def _way(raw: str) -> str:
+    if raw not in {"auto", "boto3"}:
+        raise ValueError(f"must be auto or boto3, not {raw!r}")
+    return raw
+
+
 _READERS: Final[Mapping[str, Callable[[str], object]]] = {
+    "upstream": _way,
     "store": _text,
     "pepper": _text,
     "base_path": _path,
@@ -286,7 +302,7 @@ def proxy_from_env(
     finished: "Callable[[UsageRecord], None] | None" = None,
 ) -> "Proxy":
     """
-    The proxy that the environment describes, on the boto3 upstream.
+    The proxy that the environment describes.
 
     Args:
         environ: The process's own where None.
@@ -300,31 +316,34 @@ def proxy_from_env(
     from bedrock_proxy_adapters.proxy import LoggingTelemetry, Proxy
     from bedrock_proxy_adapters.telemetry.usage_log import log_usage
     from bedrock_proxy_adapters.upkeep import Upkeep
-    from bedrock_proxy_adapters.upstream.boto3 import OUR_RETRIES, Boto3Upstream, bedrock_client
+    from bedrock_proxy_adapters.upstream.configured import ConfiguredUpstream
 
     settings = Settings.from_env(environ)
-    streams = settings.max_streams or 200
     # The socket's own timeout is a net below the flow's, which end a call with a better answer.
     patience = max(settings.first_byte_timeout, settings.idle_timeout) + 30.0
     try:
-        client = bedrock_client(max_connections=streams, read_timeout=patience)
+        upstream = ConfiguredUpstream(
+            cast("Way", settings.upstream),
+            max_streams=settings.max_streams,
+            read_timeout=patience,
+        )
     except (BotoCoreError, ValueError) as error:
         # An unknown profile, a region or an endpoint that is none: botocore's words name it.
         raise ConfigurationError(
             f"AWS is not configured as it should be: {str(error).rstrip('.')}."
         ) from error
-    upstream = Boto3Upstream(client, max_streams=streams, retries=OUR_RETRIES)
     store = open_store(settings.store)
     spool = _spool(settings)
     return Proxy(
         store=store,
         upstream=upstream,
-        rules=settings.rules(client.meta.region_name),
+        rules=settings.rules(upstream.region),
         telemetry=LoggingTelemetry(
             finished=log_usage if finished is None else finished,
             spool=None if spool is None else spool.append,
         ),
         disconnect=cast("Disconnect", settings.disconnect),
+        max_streams=settings.max_streams,
         base_path=settings.base_path,
         guard=_open if spool is None else partial(_closed_when_full, spool=spool),
         upkeep=Upkeep(store, settings.lease_seconds / 2, spool),

@@ -136,7 +136,8 @@ class Proxy:
         telemetry: Who hears of ended requests.
         disconnect: ``drain`` reads on for the true usage when a client leaves (at most
             :data:`MAX_DRAINS` at once, ``rules.drain`` seconds each); ``cancel`` closes.
-        max_streams: How many calls at once; the upstream's own bound where None.
+        max_streams: How many calls at once; where None, the bound of the upstream as the host
+            calls it.
         base_path: A prefix that is stripped from every path.
         write_timeout: Seconds a client may leave a write waiting, where the host can tell.
         guard: Put before the store's gate, on every kind of host (a spool that is full
@@ -164,7 +165,7 @@ class Proxy:
         self.rules = evolve(rules, retries=min(rules.retries, upstream.retries))
         self.telemetry: Telemetry = telemetry if telemetry is not None else LoggingTelemetry()
         self.disconnect: Disconnect = disconnect
-        self.max_streams = upstream.max_streams if max_streams is None else max_streams
+        self.max_streams = max_streams
         self.base_path = base_path.rstrip("/")
         self.write_timeout = write_timeout
         self.guard = guard
@@ -281,9 +282,10 @@ class Proxy:
 
     # --- bounds (called by passages) --------------------------------------------------
 
-    def take_stream(self) -> bool:
+    def take_stream(self, upstream: Upstream) -> bool:
+        bound = upstream.max_streams if self.max_streams is None else self.max_streams
         with self._lock:
-            if self._streams >= self.max_streams:
+            if self._streams >= bound:
                 return False
             self._streams += 1
             return True
@@ -346,7 +348,7 @@ class Passage:
         return self._proxy.ready
 
     def take_stream(self) -> bool:
-        self._stream = self._stream or self._proxy.take_stream()
+        self._stream = self._stream or self._proxy.take_stream(self.ports.upstream)
         return self._stream
 
     def take_drain(self) -> bool:

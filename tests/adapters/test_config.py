@@ -16,6 +16,7 @@ from bedrock_proxy_adapters.stores.sqlite import SqliteStore
 PAGE = Path(__file__).resolve().parents[2] / "docs/reference/configuration.md"
 
 GOOD: dict[str, tuple[str, object]] = {
+    "upstream": ("boto3", "boto3"),
     "store": ("sqlite:///x.db", "sqlite:///x.db"),
     "pepper": ("s3cret", "s3cret"),
     "base_path": ("/stage", "/stage"),
@@ -36,6 +37,7 @@ GOOD: dict[str, tuple[str, object]] = {
 }
 
 WRONG = [
+    ("upstream", "aiohttp"),
     ("store", ""),
     ("pepper", ""),
     ("base_path", "stage"),
@@ -179,7 +181,7 @@ def test_a_proxy_is_composed_as_the_environment_says(aws: None, tmp_path: Path) 
 def test_a_store_in_memory_has_no_spool(aws: None) -> None:
     proxy = proxy_from_env({variable("store"): "memory:"})
     assert proxy.sync_faces().gate is proxy.store
-    assert 200 == proxy.max_streams
+    assert 200 == proxy.sync_faces().upstream.max_streams
     proxy.close()
 
 

@@ -63,10 +63,25 @@ def run(proxy: "Proxy", listener: socket.socket) -> None:
     from bedrock_proxy_adapters.hosts.asgi import asgi_app
 
     logging.getLogger("bedrock_proxy").addHandler(logging.StreamHandler())
+    _allow_files()
     server = server_for(asgi_app(proxy))
     # uvicorn raises a signal once more when it has stopped, for whoever waits for it above.
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
+
+
+def _allow_files() -> None:
+    """
+    Let this process have as many files as the system lets it: a stream is two connections, and
+    the usual 1,024 would be used up by a twentieth of the streams that it can hold.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -6,9 +6,11 @@ import subprocess
 import threading
 
 import boto3
+import botocore.session
 import pytest
 from tests.adapters.upstream.scripted import Face, Server, eventually, pumps
 
+from bedrock_proxy_adapters.upstream.aio import AsyncUpstream
 from bedrock_proxy_adapters.upstream.boto3 import Boto3Upstream, bedrock_client
 
 
@@ -35,11 +37,21 @@ def server():
     server.close()
 
 
-@pytest.fixture(params=["blocking", "native"])
+@pytest.fixture(params=["blocking", "native", "loops"])
 def face(request):
-    """Both faces of the upstream; afterwards no pump is left running."""
-    face = Face(request.param)
-    if request.param == "native":
+    """Every way there is; afterwards no pump is left running."""
+    yield from opened_face(request.param)
+
+
+@pytest.fixture(params=["blocking", "native"])
+def pumped(request):
+    """The faces of the boto3 upstream, for what is its own."""
+    yield from opened_face(request.param)
+
+
+def opened_face(kind):
+    face = Face(kind)
+    if kind != "blocking":
         face.loop = asyncio.new_event_loop()
         thread = threading.Thread(target=face.loop.run_forever, name="test-loop", daemon=True)
         thread.start()
@@ -47,6 +59,8 @@ def face(request):
     for reply in face.opened:
         reply.close()
     if face.loop is not None:
+        # What was closed a moment ago takes a turn or two of the loop.
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), face.loop).result()
         face.loop.call_soon_threadsafe(face.loop.stop)
         thread.join()
         face.loop.close()
@@ -64,10 +78,36 @@ def client_of(session):
 
 
 @pytest.fixture
-def upstream(server, client_of):
-    client = client_of(server.url)
-    yield Boto3Upstream(client)
-    client.close()
+def upstream_of(request, client_of):
+    """Makes upstreams of ours for a server, of the way that the test's face opens calls on."""
+    made = []
+    face = "face" if "face" in request.fixturenames else "pumped"
+    kind = request.getfixturevalue(face).kind
+
+    def make(url, **kwargs):
+        if kind == "loops":
+            upstream = loops_upstream(url)
+        else:
+            client = client_of(url, **kwargs)
+            made.append(client)
+            return Boto3Upstream(client)
+        made.append(upstream)
+        return upstream
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def loops_upstream(url, *keys):
+    session = botocore.session.Session()
+    session.set_credentials(*(keys or ("AKIDEXAMPLE", "example")))
+    return AsyncUpstream(url, "us-east-1", session)
+
+
+@pytest.fixture
+def upstream(server, upstream_of):
+    return upstream_of(server.url)
 
 
 @pytest.fixture(scope="session")

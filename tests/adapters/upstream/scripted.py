@@ -1,6 +1,6 @@
 """
 An HTTP/1.1 server on 127.0.0.1 that does exactly what a test tells it, byte by byte, and
-the two faces of an upstream behind one synchronous interface.
+the ways to Bedrock behind one synchronous interface.
 """
 
 import asyncio
@@ -158,17 +158,22 @@ class Server:
 
 
 class Reply:
-    """A reply of either face, read synchronously."""
+    """A reply of any way, read synchronously."""
 
     def __init__(self, reply, run) -> None:
         self.reply = reply
         self._run = run
 
+    @property
+    def size(self) -> int:
+        """Bytes that wait for the reader."""
+        return getattr(self.reply, "_pipe", self.reply).size
+
     def begin(self, within: float = SOON):
-        return self._run(self.reply.begin(within))
+        return self._run(lambda: self.reply.begin(within))
 
     def read(self, within: float = SOON):
-        return self._run(self.reply.read(within))
+        return self._run(lambda: self.reply.read(within))
 
     def close(self) -> None:
         self.reply.close()
@@ -202,24 +207,37 @@ class Reply:
         raise AssertionError("the body ended as if it were whole")
 
 
+async def answered(ask: Callable[[], object]):
+    """What a native port answers: at once, or when it is there."""
+    answer = ask()
+    return await answer if hasattr(answer, "__await__") else answer
+
+
 @define
 class Face:
-    """Opens calls on an upstream, through its blocking or its native face."""
+    """
+    Opens calls on an upstream.
+
+    Attributes:
+        kind: ``blocking`` and ``native`` are the faces of the boto3 upstream, ``loops`` is the
+            upstream without threads.
+    """
 
     kind: str
     loop: asyncio.AbstractEventLoop | None = None
     opened: list[Reply] = field(factory=list)
 
-    def run(self, result):
+    def run(self, ask: Callable[[], object]):
         if self.loop is None:
-            return result
-        return asyncio.run_coroutine_threadsafe(result, self.loop).result(2 * SOON)
+            return ask()
+        return asyncio.run_coroutine_threadsafe(answered(ask), self.loop).result(2 * SOON)
 
     def open(self, upstream, call: UpstreamCall) -> Reply:
-        port = upstream if self.kind == "blocking" else upstream.native()
-        assert port.kind == self.kind
-        reply = Reply(self.run(port.open(call)), self.run)
-        assert reply.reply.kind == self.kind
+        port = upstream.native() if self.kind == "native" else upstream
+        kind = "blocking" if self.kind == "blocking" else "native"
+        assert port.kind == kind
+        reply = Reply(self.run(lambda: port.open(call)), self.run)
+        assert reply.reply.kind == kind
         self.opened.append(reply)
         return reply
 

@@ -34,7 +34,7 @@ def stubbed(client_of):
         yield stubber, Boto3Upstream(client)
 
 
-def test_a_stubbed_invoke_model_answers_with_its_body(face, stubbed):
+def test_a_stubbed_invoke_model_answers_with_its_body(pumped, stubbed):
     stubber, upstream = stubbed
     answer = b'{ "completion": "x" }'
     stubber.add_response(
@@ -42,12 +42,12 @@ def test_a_stubbed_invoke_model_answers_with_its_body(face, stubbed):
         {"body": StreamingBody(io.BytesIO(answer), len(answer)), "contentType": "application/json"},
         {"modelId": "model", "body": BODY},
     )
-    head, body = face.open(upstream, call(Operation.INVOKE)).whole()
+    head, body = pumped.open(upstream, call(Operation.INVOKE)).whole()
     assert (head.status, body) == (200, answer)
     stubber.assert_no_pending_responses()
 
 
-def test_a_stubbed_converse_answers_as_json(face, stubbed):
+def test_a_stubbed_converse_answers_as_json(pumped, stubbed):
     stubber, upstream = stubbed
     answer = {
         "output": {"message": {"role": "assistant", "content": [{"text": "hé"}]}},
@@ -56,15 +56,15 @@ def test_a_stubbed_converse_answers_as_json(face, stubbed):
         "metrics": {"latencyMs": 4},
     }
     stubber.add_response("converse", answer)
-    head, body = face.open(upstream, call(Operation.CONVERSE)).whole()
+    head, body = pumped.open(upstream, call(Operation.CONVERSE)).whole()
     assert head.first("content-type") == "application/json"
     assert json.loads(body) == answer
 
 
-def test_a_stubbed_error_has_its_status_and_its_name(face, stubbed):
+def test_a_stubbed_error_has_its_status_and_its_name(pumped, stubbed):
     stubber, upstream = stubbed
     stubber.add_client_error("count_tokens", "ThrottlingException", "slow down", 429)
-    head, body = face.open(upstream, call(Operation.COUNT_TOKENS)).whole()
+    head, body = pumped.open(upstream, call(Operation.COUNT_TOKENS)).whole()
     assert head.status == 429
     assert head.first("x-amzn-errortype") == "ThrottlingException"
     assert json.loads(body) == {"message": "slow down"}
@@ -89,16 +89,16 @@ class Handmade:
         return {"stream": self.events, "ResponseMetadata": {"HTTPHeaders": {"X-Amzn-Y": "1"}}}
 
 
-def test_a_client_made_by_hand_is_asked_with_the_body_itself(face):
+def test_a_client_made_by_hand_is_asked_with_the_body_itself(pumped):
     client = Handmade()
-    assert face.open(Boto3Upstream(client), call(Operation.INVOKE)).whole()[1] == b"plain"
+    assert pumped.open(Boto3Upstream(client), call(Operation.INVOKE)).whole()[1] == b"plain"
     assert client.asked == {"modelId": "model", "body": BODY}
 
 
-def test_an_iterable_of_chunks_becomes_an_event_stream(face):
+def test_an_iterable_of_chunks_becomes_an_event_stream(pumped):
     chunks = [b'{"n":1}', b'{"n":"\xc3\xa9"}']
     upstream = Boto3Upstream(Handmade([{"chunk": {"bytes": chunk}} for chunk in chunks]))
-    head, body = face.open(upstream, call(Operation.INVOKE_STREAM)).whole()
+    head, body = pumped.open(upstream, call(Operation.INVOKE_STREAM)).whole()
     assert head.first("content-type") == "application/vnd.amazon.eventstream"
     got = messages(body)
     assert [headers[":event-type"] for headers, _ in got] == ["chunk", "chunk"]
@@ -106,16 +106,18 @@ def test_an_iterable_of_chunks_becomes_an_event_stream(face):
     assert [base64.b64decode(json.loads(payload)["bytes"]) for _, payload in got] == chunks
 
 
-def test_an_iterable_of_converse_events_becomes_an_event_stream(face):
+def test_an_iterable_of_converse_events_becomes_an_event_stream(pumped):
     events = [{"messageStart": {"role": "assistant"}}, {"messageStop": {"stopReason": "end_turn"}}]
-    head, body = face.open(Boto3Upstream(Handmade(events)), call(Operation.CONVERSE_STREAM)).whole()
+    head, body = pumped.open(
+        Boto3Upstream(Handmade(events)), call(Operation.CONVERSE_STREAM)
+    ).whole()
     assert head.first("x-amzn-y") == "1"
     assert [
         {headers[":event-type"]: json.loads(payload)} for headers, payload in messages(body)
     ] == events
 
 
-def test_S06_an_exception_among_the_events_becomes_an_exception_message(face):
+def test_S06_an_exception_among_the_events_becomes_an_exception_message(pumped):
     def events():
         yield {"chunk": {"bytes": b"1"}}
         raise EventStreamError(
@@ -123,7 +125,7 @@ def test_S06_an_exception_among_the_events_becomes_an_exception_message(face):
             "InvokeModelWithResponseStream",
         )
 
-    _, body = face.open(Boto3Upstream(Handmade(events())), call(Operation.INVOKE_STREAM)).whole()
+    _, body = pumped.open(Boto3Upstream(Handmade(events())), call(Operation.INVOKE_STREAM)).whole()
     (_, _), (headers, payload) = messages(body)
     assert headers[":message-type"] == "exception"
     assert headers[":exception-type"] == "modelStreamErrorException"

@@ -272,7 +272,7 @@ def test_silence_is_told_and_the_stream_goes_on(face, upstream, server):
     assert reply.read() is END
 
 
-def test_nobody_else_reads_the_stream(face, server, client_of):
+def test_nobody_else_reads_the_stream(pumped, server, client_of):
     """A hook of the user's that reads botocore's own result gets nothing and takes nothing."""
     client = client_of(server.url)
     theirs = []
@@ -281,18 +281,18 @@ def test_nobody_else_reads_the_stream(face, server, client_of):
     )
     server.script = lambda wire, _: wire.stream([b"one", b"two"])
 
-    reply = face.open(Boto3Upstream(client), call(Operation.INVOKE_STREAM))
+    reply = pumped.open(Boto3Upstream(client), call(Operation.INVOKE_STREAM))
 
     assert reply.rest() == b"onetwo"
     assert theirs == []
 
 
-def test_the_users_own_calls_on_the_same_client_are_left_alone(face, server, client_of):
+def test_the_users_own_calls_on_the_same_client_are_left_alone(pumped, server, client_of):
     client = client_of(server.url)
     upstream = Boto3Upstream(client)
     Boto3Upstream(client)
     server.script = lambda wire, _: wire.answer(b'{"inputTokens": 5}')
-    face.open(upstream, call(Operation.COUNT_TOKENS)).whole()
+    pumped.open(upstream, call(Operation.COUNT_TOKENS)).whole()
 
     answer = client.count_tokens(modelId=MODEL, input={"invokeModel": {"body": b"[1]"}})
 
@@ -304,7 +304,7 @@ def test_the_users_own_calls_on_the_same_client_are_left_alone(face, server, cli
         client.converse(modelId=MODEL)
 
 
-def test_a_client_that_retries_tells_its_last_answer(face, server, session):
+def test_a_client_that_retries_tells_its_last_answer(pumped, server, session):
     """Its own retries are its own: the first answer is not the answer."""
     client = session.client(
         "bedrock-runtime",
@@ -322,7 +322,7 @@ def test_a_client_that_retries_tells_its_last_answer(face, server, session):
             wire.answer(b"whole")
 
     server.script = script
-    head, body = face.open(upstream, call(Operation.CONVERSE)).whole()
+    head, body = pumped.open(upstream, call(Operation.CONVERSE)).whole()
 
     assert (head.status, body) == (200, b"whole")
     assert len(server.received) == 2
@@ -331,6 +331,6 @@ def test_a_client_that_retries_tells_its_last_answer(face, server, session):
         wire.answer(b'{"message":"busy"}', 503) if len(server.received) == 3 else wire.hang_up()
     )
     with pytest.raises(UpstreamUnreachable) as caught:
-        face.open(upstream, call(Operation.CONVERSE)).begin()
+        pumped.open(upstream, call(Operation.CONVERSE)).begin()
     assert caught.value.trouble is Trouble.BROKEN
     client.close()

@@ -1,0 +1,93 @@
+"""
+Bedrock as AWS's own configuration describes it, by the way that suits the host.
+
+Hosts that give each request a thread call it through boto3. Hosts with an event loop use the
+way without threads (:mod:`.aio`) where its extra is installed, and boto3 otherwise.
+"""
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from bedrock_proxy.ports import UpstreamCall
+from bedrock_proxy_adapters.upstream import boto3
+from bedrock_proxy_adapters.upstream.boto3 import Boto3Upstream, NativeBoto3Upstream, bedrock_client
+from bedrock_proxy_adapters.upstream.pump import BlockingReply
+
+if TYPE_CHECKING:
+    from bedrock_proxy_adapters.upstream.aio import AsyncUpstream
+
+Way: TypeAlias = Literal["auto", "boto3"]
+
+
+class ConfiguredUpstream:
+    """
+    The way to Bedrock that the environment describes.
+
+    Args:
+        way: ``auto``, or ``boto3`` on event loops too.
+        max_streams: Calls that may be open at once; where None, what each way can hold.
+        read_timeout: Seconds between bytes after which boto3's sockets give up.
+
+    Raises:
+        ConfigurationError: AWS is not configured as it should be.
+    """
+
+    kind: Literal["blocking"] = "blocking"
+
+    def __init__(
+        self, way: Way = "auto", *, max_streams: int | None = None, read_timeout: float
+    ) -> None:
+        import boto3 as sdk
+        from botocore.session import Session
+
+        self._session = Session()
+        self.max_streams = max_streams or boto3.MAX_STREAMS
+        self.retries = boto3.OUR_RETRIES
+        self._client = bedrock_client(
+            session=sdk.Session(botocore_session=self._session),
+            max_connections=self.max_streams,
+            read_timeout=read_timeout,
+        )
+        self._threads = Boto3Upstream(
+            self._client, max_streams=self.max_streams, retries=self.retries
+        )
+        self._loops: AsyncUpstream | None = None
+        if way == "auto" and _reached_directly(self._client.meta.endpoint_url):
+            self._loops = self._without_threads(max_streams)
+
+    @property
+    def region(self) -> str:
+        """The region it is called in."""
+        return str(self._client.meta.region_name)
+
+    def open(self, call: UpstreamCall) -> BlockingReply:
+        """Begin a call; see :class:`~bedrock_proxy.ports.Upstream`."""
+        return self._threads.open(call)
+
+    def native(self) -> "AsyncUpstream | NativeBoto3Upstream":
+        """The same for hosts with an event loop."""
+        return self._threads.native() if self._loops is None else self._loops
+
+    def close(self) -> None:
+        """Close every connection that is kept."""
+        if self._loops is not None:
+            self._loops.close()
+        self._client.close()
+
+    def _without_threads(self, max_streams: int | None) -> "AsyncUpstream | None":
+        try:
+            from bedrock_proxy_adapters.upstream.aio import MAX_STREAMS, AsyncUpstream
+        except ImportError:
+            return None
+        return AsyncUpstream(
+            self._client.meta.endpoint_url,
+            self.region,
+            self._session,
+            max_streams=max_streams or MAX_STREAMS,
+        )
+
+
+def _reached_directly(endpoint_url: str) -> bool:
+    """Whether no forward proxy (``HTTPS_PROXY`` and its like) lies between."""
+    from botocore.utils import get_environ_proxies
+
+    return endpoint_url.partition(":")[0] not in get_environ_proxies(endpoint_url)

@@ -1,0 +1,478 @@
+"""
+HTTP/1.1 to one origin, on an event loop: connections that are kept, and replies as they come.
+
+One read from the socket is parsed by httptools (llhttp) into whatever it holds of a reply;
+whoever waits for that reply is woken once. No task, queue or timer belongs to a piece of a
+body: a reply has one future while somebody waits, and one timer that is moved along.
+
+Sources: RFC 9112 (framing, persistence), RFC 9110, section 15.2 (interim responses).
+"""
+
+import asyncio
+import os
+import ssl
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final, Literal, TypeVar, cast
+
+import httptools
+
+from bedrock_proxy.ports import (
+    END,
+    SILENCE,
+    Signal,
+    Trouble,
+    UpstreamHead,
+    UpstreamUnreachable,
+)
+
+T = TypeVar("T")
+
+READ_SIZE: Final = 64 * 1024
+"""Bytes that one read from the socket may bring."""
+
+BUFFER_LIMIT: Final = 256 * 1024
+"""Bytes of one reply that may wait for their reader (RELIABILITY.md, S14)."""
+
+IDLE_SECONDS: Final = 60.0
+"""
+How long a connection may wait for its next request. Bedrock's own front lets go of an idle
+one later; a shorter wait on our side means that a request seldom meets a closing door.
+"""
+
+_MAX_HEAD: Final = 64 * 1024
+"""Bytes of names and values that a reply's head may have."""
+
+
+class Reply:
+    """
+    One reply on its way in; see :class:`bedrock_proxy.ports.UpstreamReply`.
+
+    ``begin`` and ``read`` give what is there at once, and an awaitable where nothing is.
+    What arrived before a failure or the end is handed over before it; after ``close`` the
+    reader gets END at once.
+    """
+
+    kind: Literal["native"] = "native"
+
+    __slots__ = (
+        "_chunks", "_closed", "_deadline", "_ended", "_failure", "_head", "_loop", "_size",
+        "_thread", "_timer", "_waiter", "carrier", "opening",
+    )  # fmt: skip
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self._head: UpstreamHead | None = None
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._ended = False
+        self._closed = False
+        # Not the exception itself: it would keep the frames alive that raised it.
+        self._failure: tuple[Trouble, str] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self.carrier: Connection | None = None
+        self.opening: asyncio.Task[None] | None = None
+
+    # --- the flow's side
+
+    def begin(
+        self, within: float
+    ) -> (
+        "UpstreamHead | Literal[Signal.SILENCE] | Awaitable[UpstreamHead | Literal[Signal.SILENCE]]"
+    ):
+        """Bedrock's head, or SILENCE after *within* seconds."""
+        got = self._headed()
+        return self._wait(self._headed, within) if got is None else got
+
+    def read(self, within: float) -> "bytes | Signal | Awaitable[bytes | Signal]":
+        """What has arrived, SILENCE after *within* seconds, or END."""
+        got = self._arrived()
+        return self._wait(self._arrived, within) if got is None else got
+
+    def close(self) -> None:
+        """End the call now, from any thread; repeatable."""
+        if self._closed:
+            return
+        if threading.get_ident() == self._thread:
+            self._cut()
+        else:
+            # A loop that has ended has no connections left either.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._cut)
+
+    def _headed(self) -> UpstreamHead | None:
+        if self._head is not None:
+            return self._head
+        if self._closed:
+            raise UpstreamUnreachable(Trouble.CLOSED)
+        if self._failure is not None:
+            raise UpstreamUnreachable(*self._failure)
+        return None
+
+    def _arrived(self) -> bytes | Literal[Signal.END] | None:
+        if self._closed:
+            return END
+        chunks = self._chunks
+        if chunks:
+            data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            chunks.clear()
+            self._size = 0
+            if self.carrier is not None:
+                self.carrier.go_on()
+            return data
+        if self._failure is not None:
+            raise UpstreamUnreachable(*self._failure)
+        return END if self._ended else None
+
+    async def _wait(
+        self, take: Callable[[], T | None], within: float
+    ) -> "T | Literal[Signal.SILENCE]":
+        loop = self._loop
+        self._deadline = deadline = loop.time() + within
+        timer = self._timer
+        if timer is None or timer.when() > deadline:
+            if timer is not None:
+                timer.cancel()
+            self._timer = loop.call_at(deadline, self._tick)
+        while True:
+            self._waiter = waiter = loop.create_future()
+            try:
+                await waiter
+            finally:
+                self._waiter = None
+            got = take()
+            if got is not None:
+                return got
+            if self._deadline <= 0:
+                return SILENCE
+
+    def _tick(self) -> None:
+        # Reads follow one another faster than they give up: the timer is not moved for each,
+        # it looks for itself how far the last one's deadline still is.
+        self._timer = None
+        if self._waiter is None:
+            return
+        if self._deadline > self._loop.time():
+            self._timer = self._loop.call_at(self._deadline, self._tick)
+        else:
+            self._deadline = 0.0
+            self.wake()
+
+    def _cut(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._chunks.clear()
+        self._size = 0
+        if self.opening is not None:
+            self.opening.cancel()
+        if self.carrier is not None:
+            self.carrier.abort()
+        self._settle()
+
+    # --- the connection's side
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody wants it any more."""
+        return self._closed
+
+    @property
+    def size(self) -> int:
+        """Bytes that wait for their reader."""
+        return self._size
+
+    @property
+    def begun(self) -> bool:
+        """Whether its head has come."""
+        return self._head is not None
+
+    def headed(self, head: UpstreamHead) -> None:
+        """Its head has come."""
+        self._head = head
+
+    def push(self, data: bytes) -> None:
+        """A piece of its body has come."""
+        self._chunks.append(data)
+        self._size += len(data)
+
+    def end(self, error: tuple[Trouble, str] | None = None) -> None:
+        """Nothing more will come."""
+        self.carrier = None
+        if not self._ended:
+            self._ended = True
+            self._failure = error
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.wake()
+
+    def wake(self) -> None:
+        """Whoever waits may look."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+class Connection(asyncio.BufferedProtocol):
+    """
+    One connection of a :class:`Pool`. It carries one reply at a time.
+
+    Args:
+        pool: Where it goes when it is free.
+        buffer: What the socket is read into. Loops that fill it and hand it over in one step
+            let all their connections share one.
+    """
+
+    def __init__(self, pool: "Pool", buffer: memoryview) -> None:
+        self._pool = pool
+        self._buffer = buffer
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._reply: Reply | None = None
+        self._headers: list[tuple[str, str]] = []
+        self._head_size = 0
+        self._framed = False
+        self._interim = False
+        self._whole = True
+        self._excess = False
+        self._lasts = False
+        self._paused = False
+        self.idle_since = 0.0
+
+    # --- the pool's and the reply's side
+
+    def send(self, reply: Reply, request: bytes, body: bytes) -> None:
+        """Send a request; its answer goes to *reply*."""
+        assert self._transport is not None
+        self._reply = reply
+        reply.carrier = self
+        self._whole = False
+        self._transport.writelines((request, body))
+
+    def go_on(self) -> None:
+        """There is room for more of the reply."""
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Let go of the socket at once."""
+        self._reply = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def usable(self) -> bool:
+        """Whether another request may be sent on it."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    # --- the event loop's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            self._parser.feed_data(self._buffer[:nbytes])
+        except httptools.HttpParserError as error:
+            if self._reply is None or not self._whole:
+                self._fail(Trouble.BROKEN, f"the reply is not HTTP: {type(error).__name__}")
+                return
+            self._excess = True  # what follows a whole reply spoils the connection, not the reply
+        reply = self._reply
+        if reply is None:
+            self.abort()  # nobody asked for this
+        elif self._whole:
+            self._finished(reply)
+        elif reply.begun:
+            if reply.size > BUFFER_LIMIT - READ_SIZE and not self._paused:
+                self._paused = True
+                assert self._transport is not None
+                self._transport.pause_reading()
+            reply.wake()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._pool.lost(self)
+        reply, self._reply = self._reply, None
+        if reply is None:
+            return
+        if exc is None and reply.begun and not self._framed:
+            reply.end()  # RFC 9112, section 6.3: such a body ends with its connection
+            return
+        kind = "the connection ended" if exc is None else type(exc).__name__
+        where = "within its body" if reply.begun else "before its head"
+        reply.end((Trouble.BROKEN, f"{kind} {where}"))
+
+    # --- the parser's side (httptools calls these by their names)
+
+    def on_message_begin(self) -> None:
+        self._excess = self._excess or self._whole
+        self._headers = []
+        self._head_size = 0
+        self._framed = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_size += len(name) + len(value)
+        if self._head_size > _MAX_HEAD:
+            raise ValueError("the head is too long")
+        key = name.decode("latin-1").lower()
+        self._framed = self._framed or key in {"content-length", "transfer-encoding"}
+        self._headers.append((key, value.decode("latin-1")))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        self._interim = status < 200
+        if not self._interim and not self._excess and self._reply is not None:
+            self._reply.headed(UpstreamHead(status, tuple(self._headers)))
+
+    def on_body(self, body: bytes) -> None:
+        if self._reply is not None and not self._excess:
+            self._reply.push(body)
+
+    def on_message_complete(self) -> None:
+        if not self._interim:
+            self._whole = True
+            # Asked here: the parser forgets with the next step what the head said of it.
+            self._lasts = self._parser.should_keep_alive()
+
+    # --- endings
+
+    def _finished(self, reply: Reply) -> None:
+        self._reply = None
+        transport = self._transport
+        if self._paused and transport is not None:
+            self._paused = False
+            transport.resume_reading()
+        if transport is not None and self._lasts and not self._excess:
+            self._pool.free(self)
+        else:
+            self.abort()
+        reply.end()
+
+    def _fail(self, kind: Trouble, detail: str) -> None:
+        reply, self._reply = self._reply, None
+        self.abort()
+        if reply is not None:
+            reply.end((kind, detail))
+
+
+class Pool:
+    """
+    The connections of one event loop to one origin.
+
+    Args:
+        loop: The event loop.
+        host: Name or address, without brackets.
+        port: Its port.
+        tls: How to speak TLS; None for plain HTTP.
+        connect_timeout: Seconds to a connection, TLS included.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext | None,
+        connect_timeout: float,
+    ) -> None:
+        self._loop = loop
+        self._host = host
+        self._port = port
+        self._tls = tls
+        self._connect_timeout = connect_timeout
+        self._idle: deque[Connection] = deque()
+        self._open: set[Connection] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._shared = memoryview(bytearray(READ_SIZE))
+
+    def take(self) -> Connection | None:
+        """A connection that is open and free, the one that was used last; None if none is."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
+        return None
+
+    async def connect(self) -> Connection:
+        """
+        A new connection.
+
+        Raises:
+            UpstreamUnreachable: ``unreachable``.
+        """
+        # A proactor reads into the buffer while others are at work.
+        own = os.name == "nt"
+        made = Connection(self, memoryview(bytearray(READ_SIZE)) if own else self._shared)
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                await self._loop.create_connection(
+                    lambda: made,
+                    self._host,
+                    self._port,
+                    ssl=self._tls,
+                    server_hostname=self._host if self._tls is not None else None,
+                )
+        except TimeoutError:
+            made.abort()
+            raise UpstreamUnreachable(
+                Trouble.UNREACHABLE, f"no connection within {self._connect_timeout:g} s"
+            ) from None
+        except (OSError, ssl.SSLError) as error:
+            made.abort()
+            raise UpstreamUnreachable(Trouble.UNREACHABLE, type(error).__name__) from None
+        except BaseException:
+            made.abort()
+            raise
+        self._open.add(made)
+        return made
+
+    def free(self, connection: Connection) -> None:
+        """*connection* may carry another request."""
+        if self._closed:
+            connection.abort()
+            return
+        connection.idle_since = self._loop.time()
+        self._idle.append(connection)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(IDLE_SECONDS, self._sweep)
+
+    def lost(self, connection: Connection) -> None:
+        """*connection* is closed."""
+        self._open.discard(connection)
+        with suppress(ValueError):
+            self._idle.remove(connection)
+
+    def close(self) -> None:
+        """Close every connection. On the loop's own thread."""
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in list(self._open):
+            connection.abort()
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        now = self._loop.time()
+        while self._idle and now - self._idle[0].idle_since >= IDLE_SECONDS:
+            self._idle.popleft().abort()
+        if self._idle:
+            left = self._idle[0].idle_since + IDLE_SECONDS - now
+            self._sweeper = self._loop.call_later(left, self._sweep)

@@ -1,0 +1,104 @@
+"""
+AWS Signature Version 4 for one service in one region.
+
+botocore's own signer builds its canonical request from objects that cost more than the
+rest of a short call does. Here it is a few joins and two digests; the key that a day, a
+region and a service derive is kept. The result is botocore's to the character, which a
+test proves on thousands of random requests.
+
+Source: AWS, "AWS Signature Version 4 for API requests" (IAM user guide), "Create a signed
+AWS API request".
+"""
+
+import hmac
+from collections.abc import Iterable
+from hashlib import sha256
+from time import gmtime, strftime
+from typing import Final
+from urllib.parse import quote
+
+from attrs import field, frozen
+
+ALGORITHM: Final = "AWS4-HMAC-SHA256"
+
+
+@frozen
+class Keys:
+    """What a request is signed with: an access key pair, and the token of a session if any."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+
+class Signer:
+    """
+    Signs requests to one service in one region.
+
+    Args:
+        region: The region that the signature is for.
+        service: The service's signing name.
+    """
+
+    def __init__(self, region: str, service: str = "bedrock") -> None:
+        self._region = region
+        self._service = service
+        self._derived: tuple[str, str, bytes] = ("", "", b"")
+        self._stamp: tuple[int, str] = (-1, "")
+
+    def sign(
+        self,
+        keys: Keys,
+        method: str,
+        path: str,
+        headers: Iterable[tuple[str, str]],
+        body: bytes,
+        now: float,
+    ) -> list[tuple[str, str]]:
+        """
+        The headers that make a request a signed one: ``x-amz-date``,
+        ``x-amz-security-token`` where there is one, and ``authorization``.
+
+        Args:
+            path: As it goes on the wire, percent-encoded, without a query.
+            headers: All that are to be signed, ``host`` among them; names in lower case.
+            now: Seconds since the epoch.
+        """
+        stamp = self._stamp_of(int(now))
+        added = [("x-amz-date", stamp)]
+        if keys.session_token is not None:
+            added.append(("x-amz-security-token", keys.session_token))
+        signed = sorted([*headers, *added])
+        names = ";".join([name for name, _ in signed])
+        fields = "\n".join([f"{name}:{' '.join(value.split())}" for name, value in signed])
+        # Every service but S3 wants what is encoded already to be encoded once more.
+        canonical = (
+            f"{method}\n{quote(path, safe='/-_.~')}\n\n{fields}\n\n{names}\n"
+            f"{sha256(body).hexdigest()}"
+        )
+        day = stamp[:8]
+        scope = f"{day}/{self._region}/{self._service}/aws4_request"
+        digest = sha256(canonical.encode()).hexdigest()
+        text = f"{ALGORITHM}\n{stamp}\n{scope}\n{digest}"
+        key = self._key(keys.secret_key, day)
+        signature = hmac.digest(key, text.encode(), "sha256").hex()
+        credential = f"{ALGORITHM} Credential={keys.access_key}/{scope}"
+        said = f"{credential}, SignedHeaders={names}, Signature={signature}"
+        added.append(("authorization", said))
+        return added
+
+    def _stamp_of(self, second: int) -> str:
+        known = self._stamp
+        if known[0] != second:
+            known = self._stamp = (second, strftime("%Y%m%dT%H%M%SZ", gmtime(second)))
+        return known[1]
+
+    def _key(self, secret: str, day: str) -> bytes:
+        known = self._derived
+        if known[0] == secret and known[1] == day:
+            return known[2]
+        key = f"AWS4{secret}".encode()
+        for step in (day, self._region, self._service, "aws4_request"):
+            key = hmac.digest(key, step.encode(), "sha256")
+        self._derived = (secret, day, key)
+        return key
