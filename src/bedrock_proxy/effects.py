@@ -6,8 +6,6 @@ and says which port answers it and how.
 from collections.abc import Generator
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
-from attrs import frozen
-
 from bedrock_proxy.admission import AdmissionRequest, Grant, Lease, Refusal
 from bedrock_proxy.customers import TokenOwner
 from bedrock_proxy.http import Head
@@ -21,6 +19,7 @@ from bedrock_proxy.ports import (
     UpstreamHead,
     UpstreamReply,
 )
+from bedrock_proxy.slotted import Slotted
 from bedrock_proxy.standing import Standing
 from bedrock_proxy.usage import UsageRecord
 
@@ -35,7 +34,7 @@ class HasKind(Protocol):
     def kind(self) -> PortKind: ...
 
 
-class Effect(Generic[R_co]):
+class Effect(Slotted, Generic[R_co]):
     """Something a flow asks for. *R_co* is what it gets."""
 
     __slots__ = ()
@@ -60,9 +59,10 @@ def ask(effect: Effect[R]) -> Flow[R]:
     return cast("R", reply)
 
 
-@frozen
 class Now(Effect[Instant]):
     """What time is it?"""
+
+    __slots__ = ()
 
     def run(self, ports: Ports) -> Instant:
         return ports.clock.now()
@@ -72,11 +72,13 @@ NOW: Final = Now()
 """The one there is: it is asked at every turn of a stream (``instant = yield NOW``)."""
 
 
-@frozen
 class Wait(Effect[None]):
     """Let a random time up to *at_most* seconds pass."""
 
-    at_most: float
+    __slots__ = ("at_most",)
+
+    def __init__(self, at_most: float) -> None:
+        self.at_most = at_most
 
     def on(self, ports: Ports) -> HasKind:
         return ports.pause
@@ -85,12 +87,14 @@ class Wait(Effect[None]):
         return ports.pause.pause(self.at_most)
 
 
-@frozen
 class ReceiveBody(Effect[bytes]):
     """The request's body; see :meth:`bedrock_proxy.ports.Body.receive`."""
 
-    limit: int
-    within: float
+    __slots__ = ("limit", "within")
+
+    def __init__(self, limit: int, within: float) -> None:
+        self.limit = limit
+        self.within = within
 
     def on(self, ports: Ports) -> HasKind:
         return ports.body
@@ -99,12 +103,14 @@ class ReceiveBody(Effect[bytes]):
         return ports.body.receive(self.limit, self.within)
 
 
-@frozen
 class FindToken(Effect["TokenOwner | None"]):
     """Whose token has this digest?"""
 
-    digest: bytes
-    at: int
+    __slots__ = ("at", "digest")
+
+    def __init__(self, digest: bytes, at: int) -> None:
+        self.digest = digest
+        self.at = at
 
     def on(self, ports: Ports) -> HasKind:
         return ports.tokens
@@ -113,12 +119,14 @@ class FindToken(Effect["TokenOwner | None"]):
         return ports.tokens.find_token(self.digest, self.at)
 
 
-@frozen
 class FindStanding(Effect[Standing]):
     """What has a customer used, and what remains?"""
 
-    customer_id: str
-    at: int
+    __slots__ = ("at", "customer_id")
+
+    def __init__(self, customer_id: str, at: int) -> None:
+        self.customer_id = customer_id
+        self.at = at
 
     def on(self, ports: Ports) -> HasKind:
         return ports.tokens
@@ -127,35 +135,40 @@ class FindStanding(Effect[Standing]):
         return ports.tokens.standing(self.customer_id, self.at)
 
 
-@frozen
 class TakeStream(Effect[bool]):
     """May this process open another call?"""
+
+    __slots__ = ()
 
     def run(self, ports: Ports) -> bool:
         return ports.slots.take_stream()
 
 
-@frozen
 class TakeDrain(Effect[bool]):
     """May the rest be read for a client that left?"""
+
+    __slots__ = ()
 
     def run(self, ports: Ports) -> bool:
         return ports.slots.take_drain()
 
 
-@frozen
 class Ready(Effect[bool]):
     """Does this process take new work?"""
+
+    __slots__ = ()
 
     def run(self, ports: Ports) -> bool:
         return ports.slots.ready()
 
 
-@frozen
 class Admit(Effect["Grant | Refusal"]):
     """May this request go to Bedrock?"""
 
-    request: AdmissionRequest
+    __slots__ = ("request",)
+
+    def __init__(self, request: AdmissionRequest) -> None:
+        self.request = request
 
     def on(self, ports: Ports) -> HasKind:
         return ports.gate
@@ -164,12 +177,14 @@ class Admit(Effect["Grant | Refusal"]):
         return ports.gate.admit(self.request)
 
 
-@frozen
 class Renew(Effect[Lease]):
     """Keep the lease: the call is still under way."""
 
-    lease: Lease
-    at: int
+    __slots__ = ("at", "lease")
+
+    def __init__(self, lease: Lease, at: int) -> None:
+        self.lease = lease
+        self.at = at
 
     def on(self, ports: Ports) -> HasKind:
         return ports.gate
@@ -178,11 +193,13 @@ class Renew(Effect[Lease]):
         return ports.gate.renew(self.lease, self.at)
 
 
-@frozen
 class Release(Effect[None]):
     """The admitted request never called Bedrock: give everything back."""
 
-    request: AdmissionRequest
+    __slots__ = ("request",)
+
+    def __init__(self, request: AdmissionRequest) -> None:
+        self.request = request
 
     def on(self, ports: Ports) -> HasKind:
         return ports.gate
@@ -191,12 +208,14 @@ class Release(Effect[None]):
         return ports.gate.release(self.request)
 
 
-@frozen
 class Finish(Effect[None]):
     """Write the row and settle the lease."""
 
-    record: UsageRecord
-    lease: Lease
+    __slots__ = ("lease", "record")
+
+    def __init__(self, record: UsageRecord, lease: Lease) -> None:
+        self.record = record
+        self.lease = lease
 
     def on(self, ports: Ports) -> HasKind:
         return ports.ledger
@@ -205,43 +224,51 @@ class Finish(Effect[None]):
         return ports.ledger.finish(self.record, self.lease)
 
 
-@frozen
 class Spool(Effect[None]):
     """The store could not take the row: keep it until it can."""
 
-    record: UsageRecord
-    lease: Lease
+    __slots__ = ("lease", "record")
+
+    def __init__(self, record: UsageRecord, lease: Lease) -> None:
+        self.record = record
+        self.lease = lease
 
     def run(self, ports: Ports) -> None:
         ports.telemetry.spooled(self.record, self.lease)
 
 
-@frozen
 class Report(Effect[None]):
     """Tell whoever watches that a request has ended."""
 
-    record: UsageRecord
+    __slots__ = ("record",)
+
+    def __init__(self, record: UsageRecord) -> None:
+        self.record = record
 
     def run(self, ports: Ports) -> None:
         ports.telemetry.finished(self.record)
 
 
-@frozen
 class ReportFault(Effect[None]):
     """Tell the operator of a defect of ours."""
 
-    request_id: str
-    error: BaseException
+    __slots__ = ("error", "request_id")
+
+    def __init__(self, request_id: str, error: BaseException) -> None:
+        self.request_id = request_id
+        self.error = error
 
     def run(self, ports: Ports) -> None:
         ports.telemetry.fault(self.request_id, self.error)
 
 
-@frozen
 class Open(Effect[UpstreamReply]):
     """Begin a call of Bedrock."""
 
-    call: UpstreamCall
+    __slots__ = ("call",)
+
+    def __init__(self, call: UpstreamCall) -> None:
+        self.call = call
 
     def on(self, ports: Ports) -> HasKind:
         return ports.upstream
@@ -250,12 +277,14 @@ class Open(Effect[UpstreamReply]):
         return ports.upstream.open(self.call)
 
 
-@frozen
 class Begin(Effect["UpstreamHead | Literal[Signal.SILENCE]"]):
     """Bedrock's head, or SILENCE after *within* seconds."""
 
-    reply: UpstreamReply
-    within: float
+    __slots__ = ("reply", "within")
+
+    def __init__(self, reply: UpstreamReply, within: float) -> None:
+        self.reply = reply
+        self.within = within
 
     def on(self, ports: Ports) -> HasKind:  # noqa: ARG002
         return self.reply
@@ -264,12 +293,14 @@ class Begin(Effect["UpstreamHead | Literal[Signal.SILENCE]"]):
         return self.reply.begin(self.within)
 
 
-@frozen
 class Read(Effect["bytes | Signal"]):
     """What has arrived, SILENCE after *within* seconds, or END."""
 
-    reply: UpstreamReply
-    within: float
+    __slots__ = ("reply", "within")
+
+    def __init__(self, reply: UpstreamReply, within: float) -> None:
+        self.reply = reply
+        self.within = within
 
     def on(self, ports: Ports) -> HasKind:  # noqa: ARG002
         return self.reply
@@ -278,11 +309,13 @@ class Read(Effect["bytes | Signal"]):
         return self.reply.read(self.within)
 
 
-@frozen
 class Close(Effect[None]):
     """End the call now."""
 
-    reply: UpstreamReply
+    __slots__ = ("reply",)
+
+    def __init__(self, reply: UpstreamReply) -> None:
+        self.reply = reply
 
     def run(self, ports: Ports) -> None:  # noqa: ARG002
         self.reply.close()

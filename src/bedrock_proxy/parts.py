@@ -8,16 +8,14 @@ the pieces of a stream gives the parts of the whole answer.
 
 from typing import TypeAlias
 
-from attrs import frozen
-
+from bedrock_proxy.slotted import Slotted
 from bedrock_proxy.usage import Usage
 
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 """Any value that JSON can say."""
 
 
-@frozen
-class Text:
+class Text(Slotted):
     """
     A piece of visible text.
 
@@ -26,12 +24,14 @@ class Text:
         index: Which generation it belongs to; 0 unless the client asked for several.
     """
 
-    text: str
-    index: int = 0
+    __slots__ = ("index", "text")
+
+    def __init__(self, text: str, index: int = 0) -> None:
+        self.text = text
+        self.index = index
 
 
-@frozen
-class Thinking:
+class Thinking(Slotted):
     """
     A piece of the model's reasoning: text, or the signature that lets it be sent back.
 
@@ -41,13 +41,17 @@ class Thinking:
         redacted: Whether *signature* holds redacted reasoning.
     """
 
-    text: str = ""
-    signature: str | None = None
-    redacted: bool = False
+    __slots__ = ("redacted", "signature", "text")
+
+    def __init__(
+        self, text: str = "", signature: str | None = None, redacted: bool = False
+    ) -> None:
+        self.text = text
+        self.signature = signature
+        self.redacted = redacted
 
 
-@frozen
-class ToolUse:
+class ToolUse(Slotted):
     """
     A piece of one tool call. The first piece names it; the rest add to its input.
 
@@ -59,14 +63,22 @@ class ToolUse:
         name: The tool's name, on the first piece.
     """
 
-    index: int
-    input_json: str = ""
-    id: str | None = None
-    name: str | None = None
+    __slots__ = ("id", "index", "input_json", "name")
+
+    def __init__(
+        self,
+        index: int,
+        input_json: str = "",
+        id: str | None = None,  # noqa: A002 -- as every family calls it
+        name: str | None = None,
+    ) -> None:
+        self.index = index
+        self.input_json = input_json
+        self.id = id
+        self.name = name
 
 
-@frozen
-class Stop:
+class Stop(Slotted):
     """
     A generation has ended: the stream is whole once one was seen.
 
@@ -75,22 +87,29 @@ class Stop:
         index: Which generation.
     """
 
-    reason: str | None
-    index: int = 0
+    __slots__ = ("index", "reason")
+
+    def __init__(self, reason: str | None, index: int = 0) -> None:
+        self.reason = reason
+        self.index = index
 
 
-@frozen
-class UsageReport:
+class UsageReport(Slotted):
     """The model's own token counts so far; a later report replaces an earlier one."""
 
-    usage: Usage
+    __slots__ = ("usage",)
+
+    def __init__(self, usage: Usage) -> None:
+        self.usage = usage
 
 
-@frozen
-class Other:
+class Other(Slotted):
     """An event no reader recognised, as it came: passed on, never dropped."""
 
-    event: Json
+    __slots__ = ("event",)
+
+    def __init__(self, event: Json) -> None:
+        self.event = event
 
 
 Part: TypeAlias = Text | Thinking | ToolUse | Stop | UsageReport | Other
