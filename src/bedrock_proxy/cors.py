@@ -19,10 +19,8 @@ ANY: Final = "*"
 MAX_AGE: Final = 600
 """Seconds that a browser may remember a preflight's answer."""
 
-_ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
-_NAMES: Final = re.compile(
-    r"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?:[ \t]*,[ \t]*[A-Za-z0-9!#$%&'*+.^_`|~-]+)*"
-)
+_ORIGIN: Final = r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?"
+_NAMES: Final = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?:[ \t]*,[ \t]*[A-Za-z0-9!#$%&'*+.^_`|~-]+)*"
 _ALLOWED_METHODS: Final = "GET, HEAD, POST"
 _VARY: Final = ("vary", "origin")
 
@@ -34,7 +32,7 @@ def check_origin(value: str) -> str:
     Raises:
         ValueError: It is none; it would never match.
     """
-    if value != ANY and not _ORIGIN.fullmatch(value):
+    if value != ANY and not re.fullmatch(_ORIGIN, value):
         raise ValueError(
             f"names {value!r}; an origin is a scheme, a host in lower case and perhaps a port, "
             "like https://app.example.com, or * for every origin"
@@ -63,7 +61,7 @@ def preflight(request: Request, origins: Collection[str]) -> Head:
     wanted = request.first("access-control-request-headers")
     # SDKs add headers of their own, which change with their versions; what they may do is
     # for the routes to say, not for a list of names.
-    if wanted is not None and _NAMES.fullmatch(wanted):
+    if wanted is not None and re.fullmatch(_NAMES, wanted):
         said.insert(2, ("access-control-allow-headers", wanted))
     return Head(204, tuple(said))
 

@@ -17,7 +17,7 @@ the HTTP status, ``retryable`` says whether sending the same request again can h
 
 from collections.abc import Mapping
 from enum import StrEnum, unique
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 from attrs import frozen
 
@@ -51,8 +51,7 @@ class Code(StrEnum):
     UPSTREAM_TIMEOUT = "upstream_timeout"
 
 
-@frozen
-class _Facts:
+class _Facts(NamedTuple):
     status: int
     retryable: bool = False
     retry_after: int | None = None

@@ -13,20 +13,17 @@ Sources: AWS, Amazon Bedrock API reference, "InvokeModel" and
 import json
 import re
 from collections.abc import Mapping
-from typing import Final
-
-from attrs import frozen
+from typing import Final, NamedTuple
 
 from bedrock_proxy.errors import ClientFault, Code, Original, ProxyError, UpstreamFault
 from bedrock_proxy.ports import Trouble, UpstreamHead
 
 # A full stop or colon that ends the sentence is not the ARN's.
-_ARN: Final = re.compile(r"arn:aws[a-z0-9-]*:[^\s\"'<>,;()]*[^\s\"'<>,;().:]")
-_ACCOUNT: Final = re.compile(r"(?<![0-9A-Za-z])[0-9]{12}(?![0-9A-Za-z])")
+_ARN: Final = r"arn:aws[a-z0-9-]*:[^\s\"'<>,;()]*[^\s\"'<>,;().:]"
+_ACCOUNT: Final = r"(?<![0-9A-Za-z])[0-9]{12}(?![0-9A-Za-z])"
 
 
-@frozen
-class _Meaning:
+class _Meaning(NamedTuple):
     code: Code
     status: int
     message: str | None = None  # None: Bedrock's own wording
@@ -123,8 +120,8 @@ def without_names(body: bytes, sent: str) -> bytes:
 
 
 def _without_names(text: str, sent: str) -> str:
-    text = _ARN.sub(lambda m: m[0] if m[0] in sent else "<arn>", text)
-    return _ACCOUNT.sub(lambda m: m[0] if m[0] in sent else "<account>", text)
+    text = re.sub(_ARN, lambda m: m[0] if m[0] in sent else "<arn>", text)
+    return re.sub(_ACCOUNT, lambda m: m[0] if m[0] in sent else "<account>", text)
 
 
 def from_trouble(trouble: Trouble) -> ProxyError:

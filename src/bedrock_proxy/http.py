@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 from attrs import frozen
 
+from bedrock_proxy.slotted import Slotted
+
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 """Header fields in order, names in lower case, values decoded as latin-1."""
 
@@ -53,8 +55,7 @@ class Request:
         return None
 
 
-@frozen
-class Head:
+class Head(Slotted):
     """
     The status and headers of a reply; bytes follow.
 
@@ -64,5 +65,8 @@ class Head:
             ``content-length``; the others are framed by the host.
     """
 
-    status: int
-    headers: Headers
+    __slots__ = ("headers", "status")
+
+    def __init__(self, status: int, headers: Headers) -> None:
+        self.status = status
+        self.headers = headers

@@ -22,6 +22,7 @@ from attrs import frozen
 from bedrock_proxy.admission import AdmissionRequest, Grant, Lease, Refusal
 from bedrock_proxy.customers import TokenOwner
 from bedrock_proxy.http import Headers
+from bedrock_proxy.slotted import Slotted
 from bedrock_proxy.standing import Standing
 from bedrock_proxy.usage import UsageRecord
 
@@ -35,8 +36,7 @@ PortKind: TypeAlias = Literal["instant", "blocking", "native"]
 # --- time -------------------------------------------------------------------------------
 
 
-@frozen
-class Instant:
+class Instant(Slotted):
     """
     One reading of the clock.
 
@@ -45,8 +45,11 @@ class Instant:
         monotonic: Seconds from an arbitrary start; never goes back. For durations.
     """
 
-    epoch_ms: int
-    monotonic: float
+    __slots__ = ("epoch_ms", "monotonic")
+
+    def __init__(self, epoch_ms: int, monotonic: float) -> None:
+        self.epoch_ms = epoch_ms
+        self.monotonic = monotonic
 
 
 class Clock(Protocol):

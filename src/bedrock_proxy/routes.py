@@ -7,10 +7,7 @@ looks at Host or at forwarded headers.
 
 import re
 from enum import Enum, unique
-from typing import Final
-from urllib.parse import unquote
-
-from attrs import frozen
+from typing import Final, NamedTuple
 
 from bedrock_proxy.dialects.bedrock import BEDROCK
 from bedrock_proxy.dialects.dialect import Dialect
@@ -28,14 +25,14 @@ class Gate(Enum):
     ADMITTED = "a valid token, and admission by its customer's limits"
 
 
-@frozen
-class Route:
+class Route(NamedTuple):
     """
     One line of the table.
 
     Attributes:
         method: In upper case.
-        pattern: Matched against the whole path.
+        pattern: A regular expression for the whole path; None where the path is the very text
+            of ``path``.
         gate: What stands before it.
         operation: What is asked for, in the words of the dialect or of ``exchange``.
         dialect: Who understands the request and words its errors.
@@ -44,26 +41,28 @@ class Route:
     """
 
     method: str
-    pattern: re.Pattern[str]
+    pattern: str | None
     gate: Gate
     operation: str
     dialect: Dialect = SIMPLE
     path: str = ""
 
+    def variables(self, path: str) -> tuple[str, ...] | None:
+        """What stands in *path* for the template's variables; None where it is no match."""
+        if self.pattern is None:
+            return () if path == self.path else None
+        # Compiled when first met: a process rarely serves every route.
+        match = re.fullmatch(self.pattern, path)
+        return match if match is None else match.groups()
+
 
 def _route(method: str, path: str, gate: Gate, operation: str, dialect: Dialect = SIMPLE) -> Route:
-    pattern = "(?s:.*)" if path == "*" else _VARIABLE.sub(_group, re.escape(path))
-    return Route(method, re.compile(pattern), gate, operation, dialect, path)
+    pattern = path.format_map(_VARIABLES)
+    return Route(method, None if pattern == path else pattern, gate, operation, dialect, path)
 
 
-_VARIABLE: Final = re.compile(r"\\\{(\w+)\\\}")
-_SEGMENT: Final = frozenset({"version"})
-"""The variables that are one segment of a path; the others may hold slashes."""
-
-
-def _group(variable: re.Match[str]) -> str:
-    name = variable[1]
-    return f"(?P<{name}>[^/]+)" if name in _SEGMENT else rf"(?P<{name}>[\s\S]+)"
+_VARIABLES: Final = {"model": r"([\s\S]+)", "guardrail": r"([\s\S]+)", "version": "([^/]+)"}
+"""What a template's variables match: a model's ARN may hold slashes, a version is one segment."""
 
 
 ROUTES: Final[tuple[Route, ...]] = (
@@ -89,12 +88,11 @@ ROUTES: Final[tuple[Route, ...]] = (
     _route("HEAD", r"/readyz", Gate.PUBLIC, "ready"),
     _route("HEAD", r"/", Gate.PUBLIC, "health"),
     # Last: it matches every path, so that a preflight never tells which paths there are.
-    _route("OPTIONS", "*", Gate.PUBLIC, "preflight"),
+    Route("OPTIONS", r"[\s\S]*", Gate.PUBLIC, "preflight", path="*"),
 )
 
 
-@frozen
-class Found:
+class Found(NamedTuple):
     """
     A route, and what its path says.
 
@@ -120,11 +118,11 @@ def find(request: Request) -> Found:
     for route in ROUTES:
         if route.method == "OPTIONS" and request.method != "OPTIONS":
             continue
-        match = route.pattern.fullmatch(path)
-        if match is None:
+        variables = route.variables(path)
+        if variables is None:
             continue
         if route.method == request.method:
-            return Found(route, _model(match, request))
+            return Found(route, _model(":".join(variables), request))
         allowed.append(route.method)
     if allowed:
         raise ClientFault(
@@ -135,12 +133,14 @@ def find(request: Request) -> Found:
     raise ClientFault("There is nothing at this path.", Code.NOT_FOUND)
 
 
-def _model(match: re.Match[str], request: Request) -> str | None:
-    model = ":".join(match.groups())
+def _model(model: str, request: Request) -> str | None:
     if not model:
         return None
     if request.path_is_decoded or "%" not in model:
         return model
+    # Here alone is it needed, and it brings `ipaddress` with it.
+    from urllib.parse import unquote
+
     try:
         return unquote(model, errors="strict")
     except UnicodeDecodeError:
@@ -151,7 +151,7 @@ def dialect_of(request: Request) -> Dialect:
     """Who words an error for *request*, whether or not there is a route for it."""
     path = request.path or "/"
     for route in ROUTES:
-        if route.pattern.fullmatch(path):
+        if route.variables(path) is not None:
             return route.dialect
     return SIMPLE
 

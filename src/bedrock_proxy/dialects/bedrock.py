@@ -64,9 +64,9 @@ _SENT_ON: Final = (
 _PASSED_BACK: Final = frozenset({"content-type", "x-amzn-errortype", "x-amzn-requestid"})
 _PASSED_BACK_PREFIX: Final = "x-amzn-bedrock-"
 
-_PRINTABLE: Final = re.compile(r"[\x20-\x7e]*")
-_GUARDRAIL: Final = re.compile(r"[a-z0-9]{1,64}")
-_GUARDRAIL_VERSION: Final = re.compile(r"[1-9][0-9]{0,7}|DRAFT")
+_PRINTABLE: Final = r"[\x20-\x7e]*"
+_GUARDRAIL: Final = r"[a-z0-9]{1,64}"
+_GUARDRAIL_VERSION: Final = r"[1-9][0-9]{0,7}|DRAFT"
 
 _TYPES: Final[Mapping[int, str]] = {
     401: "AccessDeniedException",
@@ -155,14 +155,14 @@ BEDROCK: Final = Bedrock()
 def _guardrail(named: str) -> tuple[ModelName, str]:
     """A guardrail and its version, as the path names them with a colon between."""
     guardrail, _, version = named.rpartition(":")
-    if _GUARDRAIL_VERSION.fullmatch(version) is None:
+    if re.fullmatch(_GUARDRAIL_VERSION, version) is None:
         raise ClientFault("A guardrail's version is a number or DRAFT.")
     if guardrail.startswith("arn:"):
         name = parse_model_id(guardrail)
         own = (name.service, name.kind) == ("bedrock", "guardrail")
-        if own and _GUARDRAIL.fullmatch(guardrail.rpartition("/")[2]):
+        if own and re.fullmatch(_GUARDRAIL, guardrail.rpartition("/")[2]):
             return name, version
-    elif _GUARDRAIL.fullmatch(guardrail):
+    elif re.fullmatch(_GUARDRAIL, guardrail):
         # An allow-list of models allows no guardrail that it does not name so.
         return ModelName(guardrail, f"guardrail/{guardrail}", opaque=True), version
     raise ClientFault("The guardrail is not spelled as guardrail ids and ARNs are.")
@@ -174,7 +174,7 @@ def _sent_on(request: Request, operation: Operation) -> Headers:
     names = ("accept", *_SENT_ON) if operation is Operation.INVOKE else _SENT_ON
     for name in names:
         values = set(request.all(name))
-        if len(values) > 1 or not all(_PRINTABLE.fullmatch(value) for value in values):
+        if len(values) > 1 or not all(re.fullmatch(_PRINTABLE, value) for value in values):
             raise ClientFault(f"The header {name} must be sent once, in printable ASCII.")
         headers += [(name, value) for value in values]
     return tuple(headers)

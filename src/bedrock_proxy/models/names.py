@@ -23,10 +23,10 @@ The geographies of inference profiles (AWS, Bedrock user guide, "Supported Regio
 models for inference profiles"). An unknown one is not stripped: it is then another model.
 """
 
+# Compiled when first met (`re` keeps them): most processes never see an ARN.
 # Possessive and free of nesting: the time is linear in the length.
 _WORD: Final = r"[A-Za-z0-9](?:[A-Za-z0-9_-]|[.:](?=[A-Za-z0-9]))*+"
-_ID: Final = re.compile(_WORD)
-_ARN: Final = re.compile(
+_ARN: Final = (
     r"arn:(?P<partition>aws(?:-[a-z0-9]+)*+)"
     r":(?P<service>[a-z][a-z0-9-]{0,30})"
     r":(?P<region>[a-z0-9-]{0,20})"
@@ -34,7 +34,7 @@ _ARN: Final = re.compile(
     r":(?P<kind>[a-z][a-z0-9-]{0,62})"
     rf"/(?P<name>{_WORD}(?:/{_WORD}){{0,2}})"
 )
-_CONTEXT: Final = re.compile(r"(?P<model>.+:[0-9]+):(?:[0-9]{1,4}k|512|mm)")
+_CONTEXT: Final = r"(?P<model>.+:[0-9]+):(?:[0-9]{1,4}k|512|mm)"
 """A context-length (or modality) suffix after the version: ``…-v1:0:48k`` is ``…-v1:0``."""
 
 _WITHOUT_ACCOUNT: Final = frozenset({"foundation-model"})
@@ -85,7 +85,7 @@ def parse_model_id(raw: object) -> ModelName:
         raise ClientFault(f"The model id is longer than {MAX_LENGTH} characters.")
     if raw.startswith("arn:"):
         return _parse_arn(raw)
-    if _ID.fullmatch(raw) is None:
+    if re.fullmatch(_WORD, raw) is None:
         raise ClientFault(_MISSPELLED)
     geography, model = _split_profile(raw)
     return ModelName(raw, _without_context(model), geography=geography)
@@ -98,7 +98,7 @@ _MISSPELLED: Final = (
 
 
 def _parse_arn(raw: str) -> ModelName:
-    arn = _ARN.fullmatch(raw)
+    arn = re.fullmatch(_ARN, raw)
     if arn is None:
         raise ClientFault(_MISSPELLED)
     kind, name = arn["kind"], arn["name"]
@@ -135,7 +135,7 @@ def _split_profile(model: str) -> tuple[str | None, str]:
 
 
 def _without_context(model: str) -> str:
-    suffixed = _CONTEXT.fullmatch(model)
+    suffixed = re.fullmatch(_CONTEXT, model)
     return suffixed["model"] if suffixed is not None else model
 
 
