@@ -47,7 +47,7 @@ test-slow: $(VENV)/.dev-installed
 	$(PYTEST) -m slow -o timeout=7200 $(ARGS)
 
 bench: $(VENV)/.dev-installed
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
 
 wheel: $(VENV)/.dev-installed
 	$(BIN)/python -m build --wheel --outdir dist

@@ -1,5 +1,6 @@
 """
-What admission costs: latency with four processes on one SQLite file, and CPU a request.
+What admission costs (L7): latency with four processes on one SQLite file, in memory and on a
+Redis on the loopback interface; CPU a request. DynamoDB's round trips are counted by tests.
 
 Run as ``python -m benchmarks.admission [--seconds 5]`` from the repository. Figures depend
 on the machine and its disk: they are printed, not judged.
@@ -12,9 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from attrs import evolve
 
@@ -22,9 +24,19 @@ from bedrock_proxy.accounts import estimated_row
 from bedrock_proxy.admission import AdmissionRequest, Grant
 from bedrock_proxy.customers import Customer, Key, Limits
 from bedrock_proxy.usage import Basis, Outcome, State
+from bedrock_proxy_adapters.config import open_store
 from bedrock_proxy_adapters.stores.memory import MemoryStore
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
+from benchmarks.machine import percentile
+from benchmarks.servers import missing, redis_server
 
+Figure: TypeAlias = tuple[str, float, str, float | None]
+"""What, how much, in which unit, and the target."""
+
+GOALS = {"memory": 0.2, "sqlite": 10.0, "redis": 5.0}
+"""Milliseconds at the 99th percentile (RELIABILITY.md, L7)."""
+
+CUSTOMERS = 8
 DIGEST = sha256(b"benchmark").digest()
 LIMITS = Limits(
     requests_per_minute=10**7,
@@ -84,20 +96,16 @@ def row(lease: Any) -> Any:
     )
 
 
-def percentile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
-
-
-def saturate(path: str, name: str, seconds: float) -> None:
+def saturate(url: str, name: str, seconds: float) -> None:
     """One of the processes: requests one after the other, without a pause."""
-    store = SqliteStore(path)
+    store = open_store(url)
     print("ready", flush=True)
     sys.stdin.readline()
     admits: list[float] = []
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         number = len(admits)
-        request = ask(f"{name}-{number}", number % 8)
+        request = ask(f"{name}-{number}", number % CUSTOMERS)
         began = time.perf_counter()
         decision = store.admit(request)
         admits.append((time.perf_counter() - began) * 1000)
@@ -107,10 +115,10 @@ def saturate(path: str, name: str, seconds: float) -> None:
     print(json.dumps(admits))
 
 
-def processes(folder: Path, count: int, seconds: float) -> None:
-    path = folder / f"{count}.db"
-    store = SqliteStore(path)
-    add_customers(store, 8)
+def processes(url: str, count: int, seconds: float, goal: float | None = None) -> list[Figure]:
+    """So many processes on one store that saturate it."""
+    store = open_store(url)
+    add_customers(store, CUSTOMERS)
     store.close()
     started = [
         subprocess.Popen(
@@ -119,7 +127,7 @@ def processes(folder: Path, count: int, seconds: float) -> None:
                 "-m",
                 "benchmarks.admission",
                 "--worker",
-                str(path),
+                url,
                 f"p{n}",
                 "--seconds",
                 str(seconds),
@@ -138,47 +146,55 @@ def processes(folder: Path, count: int, seconds: float) -> None:
         process.stdin.write("\n")
         process.stdin.flush()
     admits = [each for process in started for each in json.loads(process.communicate()[0])]
-    print(
-        f"sqlite, {count} processes saturating: admit p50 {percentile(admits, 0.5):.2f} ms, "
-        f"p99 {percentile(admits, 0.99):.2f} ms, worst {max(admits):.1f} ms; "
-        f"{len(admits) / seconds:.0f} requests/s"
-    )
+    name = f"{url.partition(':')[0]}, {count} process{'es' * (count > 1)} saturating"
+    return [
+        (f"{name}: admit p50", percentile(admits, 0.5), "ms", None),
+        (f"{name}: admit p99", percentile(admits, 0.99), "ms", goal),
+        (f"{name}: admit, the worst", max(admits), "ms", None),
+        (f"{name}: in all", len(admits) / seconds, "requests/s", None),
+    ]
 
 
 async def at_once(store: SqliteStore, width: int, each: int, turn: str) -> None:
     native = store.native()
 
     async def client(number: int) -> None:
-        digest = DIGEST + (number % 8).to_bytes(2, "big")
+        digest = DIGEST + (number % CUSTOMERS).to_bytes(2, "big")
         for step in range(each):
             owner = await native.find_token(digest, now_ms())
             assert owner is not None
-            decision = await native.admit(ask(f"{turn}-{width}-{number}-{step}", number % 8))
+            decision = await native.admit(
+                ask(f"{turn}-{width}-{number}-{step}", number % CUSTOMERS)
+            )
             assert isinstance(decision, Grant)
             await native.finish(row(decision.lease), decision.lease)
 
     await asyncio.gather(*(client(number) for number in range(width)))
 
 
-def cpu(folder: Path) -> None:
+def cpu(folder: Path) -> list[Figure]:
+    """What a request's three steps take of the processor in SQLite, alone and in company."""
+    found: list[Figure] = []
     for width, each in ((1, 600), (16, 120), (100, 30)):
         store = SqliteStore(folder / f"cpu{width}.db")
-        add_customers(store, 8)
+        add_customers(store, CUSTOMERS)
         asyncio.run(at_once(store, width, 20, "warm"))
         began = time.process_time()
         asyncio.run(at_once(store, width, each, "run"))
         spent = (time.process_time() - began) * 1000 / (width * each)
-        print(f"sqlite, {width} at once: {spent:.3f} ms CPU for auth + admit + finish")
+        found.append((f"sqlite, {width} at once: auth + admit + finish", spent, "CPU ms", None))
         store.close()
+    return found
 
 
-def memory() -> None:
+def memory() -> list[Figure]:
+    """The store in memory, one request after the other."""
     store = MemoryStore()
-    add_customers(store, 8)
+    add_customers(store, CUSTOMERS)
     admits: list[float] = []
     began = time.process_time()
     for number in range(5_000):
-        customer = number % 8
+        customer = number % CUSTOMERS
         assert store.find_token(DIGEST + customer.to_bytes(2, "big"), now_ms())
         request = ask(f"m{number}", customer)
         start = time.perf_counter()
@@ -187,10 +203,24 @@ def memory() -> None:
         assert isinstance(decision, Grant)
         store.finish(row(decision.lease), decision.lease)
     spent = (time.process_time() - began) * 1000 / len(admits)
-    print(
-        f"memory: admit p50 {percentile(admits, 0.5):.3f} ms, p99 {percentile(admits, 0.99):.3f} ms;"
-        f" {spent:.3f} ms CPU for auth + admit + finish"
-    )
+    return [
+        ("memory: admit p50", percentile(admits, 0.5), "ms", None),
+        ("memory: admit p99", percentile(admits, 0.99), "ms", GOALS["memory"]),
+        ("memory: auth + admit + finish", spent, "CPU ms", None),
+    ]
+
+
+def figures(seconds: float) -> Iterator[Figure]:
+    """Everything, Redis where there is a server."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield from memory()
+        yield from cpu(Path(folder))
+        for count in (1, 4):
+            url = f"sqlite:///{folder}/{count}.db"
+            yield from processes(url, count, seconds, GOALS["sqlite"] if count == 4 else None)
+        if missing("redis") is None:
+            with redis_server(Path(folder)) as url:
+                yield from processes(url, 1, seconds, GOALS["redis"])
 
 
 def main() -> None:
@@ -201,11 +231,8 @@ def main() -> None:
     if options.worker:
         saturate(*options.worker, options.seconds)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        memory()
-        cpu(Path(folder))
-        for count in (1, 4):
-            processes(Path(folder), count, options.seconds)
+    for case, value, unit, goal in figures(options.seconds):
+        print(f"{case}: {value:.3f} {unit}" + (f" (target {goal:g})" if goal is not None else ""))
 
 
 if __name__ == "__main__":
