@@ -328,7 +328,7 @@ def upstreams() -> dict[str, dict[str, str]]:
     found = {"boto3": {"BEDROCK_PROXY_UPSTREAM": "boto3"}}
     async_way = ROOT / "adapters/bedrock_proxy_adapters/upstream/aio.py"
     if async_way.is_file():
-        found["async"] = {"BEDROCK_PROXY_UPSTREAM": "async"}
+        found["async"] = {"BEDROCK_PROXY_UPSTREAM": "auto"}
     return found
 
 
