@@ -36,6 +36,9 @@ DEFAULT_STORE: Final = "sqlite:///bedrock-proxy.db"
 
 _PREFIX: Final = "BEDROCK_PROXY_"
 
+_LAMBDA: Final = ("AWS_LAMBDA_FUNCTION_NAME", "AWS_LAMBDA_RUNTIME_API")
+"""Set where this is a Lambda function."""
+
 _DYNAMODB: Final = "dynamodb://"
 _REDIS: Final = frozenset({"redis", "rediss", "valkey", "valkeys", "redis+unix"})
 
@@ -90,7 +93,7 @@ class Settings:
         None,
         "A file where settlements wait while the store is down. Default: beside the SQLite "
         "file, with `-spool` at its end; `bedrock-proxy-spool` in the working folder for a "
-        "server; none for `memory:`.",
+        "server; none for `memory:` and on Lambda, where a log line takes its place.",
     )
     aws_account: str | None = _setting(
         None, "The AWS account whose ARNs clients may name; unset means any."
@@ -333,7 +336,7 @@ def proxy_from_env(
             f"AWS is not configured as it should be: {str(error).rstrip('.')}."
         ) from error
     store = open_store(settings.store)
-    spool = _spool(settings)
+    spool = _spool(settings, os.environ if environ is None else environ)
     return Proxy(
         store=store,
         upstream=upstream,
@@ -350,16 +353,18 @@ def proxy_from_env(
     )
 
 
-def _spool(settings: Settings) -> "Spool | None":
+def _spool(settings: Settings, environ: Mapping[str, str]) -> "Spool | None":
     """
-    Where settlements wait while the store is down; nowhere for a store in memory.
+    Where settlements wait while the store is down; nowhere for a store in memory, nor on
+    Lambda unless a place was named: a file there is lost with the sandbox.
 
     Raises:
         ConfigurationError: They could not be written there. It must not come out only when
             the store is down.
     """
     path = store_path(settings.store)
-    if settings.spool is None and settings.store == "memory:":
+    on_lambda = any(environ.get(name) for name in _LAMBDA)
+    if settings.spool is None and (on_lambda or settings.store == "memory:"):
         return None
     from bedrock_proxy_adapters.stores.spool import Spool
 

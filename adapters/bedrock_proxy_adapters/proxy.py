@@ -61,6 +61,7 @@ class Faces:
     upstream: Upstream
     pause: Pause
     gate: Gate
+    ledger: Ledger
 
 
 class SystemClock:
@@ -79,13 +80,34 @@ class SleepingPause:
         time.sleep(random.uniform(0, at_most))  # noqa: S311 -- jitter, not a secret
 
 
+UNSETTLED: Final = "unsettled usage row: "
+"""How a log line begins that stands for a row which no store and no spool took."""
+
+
+def unsettled_row(record: UsageRecord, lease: Lease) -> UsageRecord:
+    """
+    *record* as a log may hold it, and complete enough to be entered without its lease
+    (``bedrock-proxy enter``): models named by ARN by their resource alone, and nothing that
+    the client chose the words of.
+    """
+    return evolve(
+        record,
+        model_id=without_account(record.model_id),
+        model=without_account(record.model),
+        # The store looks for the row under the time of its admission.
+        admitted_at=lease.request.at,
+        client_request_id=None,
+    )
+
+
 class LoggingTelemetry:
     """
     Tells the logger ``bedrock_proxy`` of defects, and *finished* of requests.
 
     Args:
         finished: Called with every row; must not raise or block.
-        spool: Keeps the rows that the store could not take.
+        spool: Keeps the rows that the store could not take. Without one, and where it fails,
+            each is one log line that begins with :data:`UNSETTLED`.
     """
 
     def __init__(
@@ -108,13 +130,7 @@ class LoggingTelemetry:
                 return
         except Exception as error:  # noqa: BLE001 -- the row must be somewhere
             _log.error("The spool could not take a usage row (%s).", type(error).__name__)
-        # The last resort: one structured line, from which the row can be entered again.
-        row = evolve(
-            record,
-            model_id=without_account(record.model_id),
-            model=without_account(record.model),
-        )
-        _log.critical("unsettled usage row: %s", json.dumps(row.as_dict()))
+        _log.critical("%s%s", UNSETTLED, json.dumps(unsettled_row(record, lease).as_dict()))
 
     def fault(self, request_id: str, error: BaseException) -> None:
         # The type and the place, never the words: they may quote a body.
@@ -219,7 +235,9 @@ class Proxy:
 
     def faces(self, store: Store, upstream: Upstream, pause: Pause) -> Faces:
         """The ports as a host calls them; *store* and *upstream* are faces of this proxy's own."""
-        return Faces(store=store, upstream=upstream, pause=pause, gate=self.guard(store))
+        return Faces(
+            store=store, upstream=upstream, pause=pause, gate=self.guard(store), ledger=store
+        )
 
     # --- the whole ------------------------------------------------------------------
 
@@ -332,7 +350,7 @@ class Passage:
             body=body,
             tokens=faces.store,
             gate=faces.gate,
-            ledger=faces.store,
+            ledger=faces.ledger,
             upstream=faces.upstream,
             slots=self,
             telemetry=proxy.telemetry,

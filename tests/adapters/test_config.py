@@ -209,6 +209,18 @@ def test_a_spool_that_cannot_be_written_is_told_at_the_start(aws: None, tmp_path
         proxy_from_env({variable("store"): "memory:", variable("spool"): missing})
 
 
+@pytest.mark.parametrize("name", ["AWS_LAMBDA_FUNCTION_NAME", "AWS_LAMBDA_RUNTIME_API"])
+def test_on_lambda_there_is_a_spool_only_where_a_place_was_named(
+    aws: None, tmp_path: Path, name: str
+) -> None:
+    """A file that nobody named would be lost with the sandbox; `/tmp` is all there is."""
+    environ = {variable("store"): f"sqlite:///{tmp_path / 'proxy.db'}", name: "x"}
+    for given, spooled in (({}, False), ({variable("spool"): str(tmp_path / "spool")}, True)):
+        proxy = proxy_from_env({**environ, **given})
+        assert isinstance(proxy.sync_faces().gate, SpoolGate) is spooled
+        proxy.close()
+
+
 # --- the reference ----------------------------------------------------------------------------
 
 

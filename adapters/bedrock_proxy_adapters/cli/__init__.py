@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "usage": ("ledger", "usage"),
     "reap": ("ledger", "reap"),
     "rebuild": ("ledger", "rebuild"),
+    "enter": ("enter", "enter"),
     "store": ("store", "store"),
     "import-legacy": ("legacy", "legacy"),
 }

@@ -19,6 +19,7 @@ from bedrock_proxy.errors import ClientFault, Code
 from bedrock_proxy.http import Head
 from bedrock_proxy_adapters.hosts.deadlines import cut_after, seconds_for
 from bedrock_proxy_adapters.hosts.events import Event, Shape, read_event, size_of
+from bedrock_proxy_adapters.hosts.settlement import settling_within
 from bedrock_proxy_adapters.proxy import Passage, Proxy, new_request_id
 
 Handler: TypeAlias = Callable[[Any, Any], dict[str, Any]]
@@ -60,8 +61,10 @@ def api_gateway_handler(proxy: Proxy, *, deadline_s: float | None = None) -> Han
         if arrived is None:
             # A warmer, a console test: there is nobody to be told more.
             return {"statusCode": 400, "body": "", "isBase64Encoded": False}
-        passage = proxy.passage(arrived.request, arrived.body, faces)
-        timer = cut_after(passage, _seconds(arrived.shape, context, deadline_s))
+        left = _seconds(arrived.shape, context, deadline_s)
+        settling = settling_within(proxy, faces, left)
+        passage = proxy.passage(arrived.request, arrived.body, settling)
+        timer = cut_after(passage, None if left is None else seconds_for(left))
         try:
             head, body = _drive(passage)
         finally:
@@ -121,7 +124,7 @@ def _request_id(context: Any) -> str:
 
 
 def _seconds(shape: Shape, context: Any, deadline_s: float | None) -> float | None:
-    """How long the flow may go on, in seconds; None is without bound."""
+    """Seconds until nobody waits for the answer any more; None is without bound."""
     bounds: list[float] = []
     front = GATEWAY_SECONDS.get(shape) if deadline_s is None else deadline_s
     if front is not None:
@@ -130,6 +133,4 @@ def _seconds(shape: Shape, context: Any, deadline_s: float | None) -> float | No
     if callable(remaining):
         left: Any = remaining()
         bounds.append(float(left) / 1000)
-    if not bounds:
-        return None
-    return seconds_for(min(bounds))
+    return min(bounds, default=None)

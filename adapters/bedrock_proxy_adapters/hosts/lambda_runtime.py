@@ -40,6 +40,7 @@ from bedrock_proxy_adapters.hosts.runtime_api import (
     RuntimeApiError,
     Stopped,
 )
+from bedrock_proxy_adapters.hosts.settlement import settling_within
 from bedrock_proxy_adapters.proxy import Passage, Proxy, new_request_id
 
 DEFAULT_HANDLER: Final = "bedrock_proxy_adapters.config.proxy_from_env"
@@ -190,7 +191,8 @@ class _Loop:
     def _stream(self, invocation: Invocation, arrived: Event) -> None:
         left = _left(invocation)
         patience = None if left is None else seconds_for(left)
-        passage = self._proxy.passage(arrived.request, arrived.body, self._faces)
+        settling = settling_within(self._proxy, self._faces, left)
+        passage = self._proxy.passage(arrived.request, arrived.body, settling)
         timer = cut_after(passage, patience)
         writing = _Writing(self.api, invocation, self._proxy.write_timeout, patience, left)
         fault: Fault | None = None
