@@ -247,7 +247,8 @@ def test_the_canary_would_be_found(logs: Callable[[], str]) -> None:
     sent(world, evolve(GOOD, headers=(("x-request-id", "canary-found"),)))
     assert "bedrock_stream" in logs()
     assert "ValueError" in logs()
-    assert "canary-found" in logs()
+    assert "unsettled usage row" in logs()
+    assert "canary-found" not in logs(), "the client's own words are for the ledger alone"
     assert "canary-found" in kept(world)
     assert PROMPT.encode() in world.calls[0].body
     assert VALID != BODY
