@@ -48,6 +48,24 @@ def test_the_core_loads_no_module_of_ours_that_is_not_on_the_way_of_a_request() 
     assert not ours & {"bedrock_proxy.accounts", "bedrock_proxy.store", "bedrock_proxy_adapters"}
 
 
+def test_a_familys_reader_is_loaded_by_the_first_answer_that_needs_it() -> None:
+    """Converse is Bedrock's own form, and Nova's: its reader is always there."""
+    families = {
+        f"bedrock_proxy.models.{name}"
+        for name in ("anthropic", "completions", "openai", "responses", "shapes")
+    }
+    before = "import bedrock_proxy.exchange"
+    assert not loaded(before) & families
+    asked = "from bedrock_proxy.models import family_of; family_of('{}').reader()"
+    for model, readers in (
+        ("anthropic.claude-v2", {"anthropic"}),
+        ("amazon.titan-text-express-v1", {"completions"}),
+        ("amazon.nova-lite-v1:0", set[str]()),
+    ):
+        wanted = {f"bedrock_proxy.models.{name}" for name in readers}
+        assert loaded(asked.format(model), before) & families == wanted
+
+
 def test_the_streaming_loop_loads_one_host_and_neither_boto3_nor_a_store() -> None:
     modules = loaded(f"import {LOOP}, bedrock_proxy_adapters.config")
     assert not outside(modules) & {

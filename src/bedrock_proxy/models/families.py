@@ -10,12 +10,8 @@ from typing import Final
 
 from attrs import evolve
 
-from bedrock_proxy.models.anthropic import ClaudeReader
-from bedrock_proxy.models.completions import CompletionReader
 from bedrock_proxy.models.converse import NovaReader
-from bedrock_proxy.models.openai import ChoicesReader
 from bedrock_proxy.models.reader import Family, Path, Reader, Reserves
-from bedrock_proxy.models.shapes import ShapeReader, VectorsReader
 from bedrock_proxy.parts import Json, Part
 
 
@@ -47,11 +43,47 @@ def _family(
 
 
 def _uncounted(name: str, reserves: Reserves) -> Family:
-    return Family(name, VectorsReader, _whole(VectorsReader), default_output=0, reserves=reserves)
+    return Family(name, _vectors, _whole(_vectors), default_output=0, reserves=reserves)
 
 
-def _gpt_oss_reader() -> Reader:
+# Each reader's module is loaded by the first answer that needs it: a function that serves one
+# model does not wait for the others when it starts.
+
+
+def _claude() -> Reader:
+    from bedrock_proxy.models.anthropic import ClaudeReader
+
+    return ClaudeReader()
+
+
+def _completion() -> Reader:
+    from bedrock_proxy.models.completions import CompletionReader
+
+    return CompletionReader()
+
+
+def _choices() -> Reader:
+    from bedrock_proxy.models.openai import ChoicesReader
+
+    return ChoicesReader()
+
+
+def _gpt_oss() -> Reader:
+    from bedrock_proxy.models.openai import ChoicesReader
+
     return ChoicesReader(inline_reasoning=True)
+
+
+def _by_shape() -> Reader:
+    from bedrock_proxy.models.shapes import ShapeReader
+
+    return ShapeReader()
+
+
+def _vectors() -> Reader:
+    from bedrock_proxy.models.shapes import VectorsReader
+
+    return VectorsReader()
 
 
 _MAX_TOKENS: Final = ("max_tokens",)
@@ -61,26 +93,26 @@ _TITAN: Final = ("textGenerationConfig", "maxTokenCount")
 _MAX_GEN_LEN: Final = ("max_gen_len",)
 _TO_SAMPLE: Final = ("max_tokens_to_sample",)
 
-CLAUDE: Final = _family("claude", ClaudeReader, _MAX_TOKENS, _TO_SAMPLE)
+CLAUDE: Final = _family("claude", _claude, _MAX_TOKENS, _TO_SAMPLE)
 NOVA: Final = _family("nova", NovaReader, _CONVERSE, ("inferenceConfig", "max_new_tokens"))
-TITAN: Final = _family("titan-text", CompletionReader, _TITAN, default_output=512)
-LLAMA: Final = _family("llama", CompletionReader, _MAX_GEN_LEN, default_output=512)
+TITAN: Final = _family("titan-text", _completion, _TITAN, default_output=512)
+LLAMA: Final = _family("llama", _completion, _MAX_GEN_LEN, default_output=512)
 COMMAND: Final = _family(
-    "cohere-command", CompletionReader, _MAX_TOKENS, default_output=20, body_has_stream=True
+    "cohere-command", _completion, _MAX_TOKENS, default_output=20, body_has_stream=True
 )
-COMMAND_R: Final = _family("cohere-command-r", CompletionReader, _MAX_TOKENS)
-JURASSIC: Final = _family("ai21-j2", CompletionReader, ("maxTokens",), default_output=200)
-CHAT: Final = _family("chat", ChoicesReader, _MAX_COMPLETION_TOKENS, _MAX_TOKENS)
+COMMAND_R: Final = _family("cohere-command-r", _completion, _MAX_TOKENS)
+JURASSIC: Final = _family("ai21-j2", _completion, ("maxTokens",), default_output=200)
+CHAT: Final = _family("chat", _choices, _MAX_COMPLETION_TOKENS, _MAX_TOKENS)
 GPT_OSS: Final = evolve(
     CHAT,
     name="gpt-oss",
-    reader=_gpt_oss_reader,
-    answer=_whole(_gpt_oss_reader),
+    reader=_gpt_oss,
+    answer=_whole(_gpt_oss),
     body_has_stream=True,
 )
 BY_SHAPE: Final = _family(
     "by-shape",
-    ShapeReader,
+    _by_shape,
     _MAX_COMPLETION_TOKENS,
     _MAX_TOKENS,
     _TO_SAMPLE,
