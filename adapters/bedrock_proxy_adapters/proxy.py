@@ -5,7 +5,6 @@ Hosts ask it for a :class:`Passage` per request and drive that; it bounds how mu
 at once, and it can bring everything to an end.
 """
 
-import json
 import logging
 import os
 import random
@@ -24,7 +23,6 @@ from bedrock_proxy.effects import Flow
 from bedrock_proxy.errors import ConfigurationError, ProxyError
 from bedrock_proxy.exchange import exchange
 from bedrock_proxy.http import Request
-from bedrock_proxy.models.names import without_account
 from bedrock_proxy.ports import (
     Body,
     Gate,
@@ -39,6 +37,7 @@ from bedrock_proxy.ports import (
 )
 from bedrock_proxy.rules import Rules
 from bedrock_proxy.usage import UsageRecord
+from bedrock_proxy_adapters.unsettled import unsettled_line
 from bedrock_proxy_adapters.upkeep import Upkeep
 
 Disconnect: TypeAlias = Literal["drain", "cancel"]
@@ -80,26 +79,6 @@ class SleepingPause:
         time.sleep(random.uniform(0, at_most))  # noqa: S311 -- jitter, not a secret
 
 
-UNSETTLED: Final = "unsettled usage row: "
-"""How a log line begins that stands for a row which no store and no spool took."""
-
-
-def unsettled_row(record: UsageRecord, lease: Lease) -> UsageRecord:
-    """
-    *record* as a log may hold it, and complete enough to be entered without its lease
-    (``bedrock-proxy enter``): models named by ARN by their resource alone, and nothing that
-    the client chose the words of.
-    """
-    return evolve(
-        record,
-        model_id=without_account(record.model_id),
-        model=without_account(record.model),
-        # The store looks for the row under the time of its admission.
-        admitted_at=lease.request.at,
-        client_request_id=None,
-    )
-
-
 class LoggingTelemetry:
     """
     Tells the logger ``bedrock_proxy`` of defects, and *finished* of requests.
@@ -107,7 +86,7 @@ class LoggingTelemetry:
     Args:
         finished: Called with every row; must not raise or block.
         spool: Keeps the rows that the store could not take. Without one, and where it fails,
-            each is one log line that begins with :data:`UNSETTLED`.
+            each is one log line (:func:`~bedrock_proxy_adapters.unsettled.unsettled_line`).
     """
 
     def __init__(
@@ -130,7 +109,7 @@ class LoggingTelemetry:
                 return
         except Exception as error:  # noqa: BLE001 -- the row must be somewhere
             _log.error("The spool could not take a usage row (%s).", type(error).__name__)
-        _log.critical("%s%s", UNSETTLED, json.dumps(unsettled_row(record, lease).as_dict()))
+        _log.critical("%s", unsettled_line(record, lease))
 
     def fault(self, request_id: str, error: BaseException) -> None:
         # The type and the place, never the words: they may quote a body.

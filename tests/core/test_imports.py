@@ -94,5 +94,6 @@ def test_the_streaming_loop_loads_one_host_and_neither_boto3_nor_a_store() -> No
         "bedrock_proxy_adapters.hosts.runtime_api",
         "bedrock_proxy_adapters.hosts.settlement",
         "bedrock_proxy_adapters.proxy",
+        "bedrock_proxy_adapters.unsettled",
         "bedrock_proxy_adapters.upkeep",
     }

@@ -462,6 +462,17 @@ def test_M81_null_bodies_and_null_or_upper_case_headers_are_handled(name: str) -
     assert ask(World().answers(claude()), found).prelude["statusCode"] == 200
 
 
+@pytest.mark.parametrize("name", WHOLE)
+def test_M80_and_M81_hold_for_the_fronts_that_get_whole_answers(name: str) -> None:
+    for body, encoded in (("e30=!", True), (None, False)):
+        world = World()
+        told = ask(world, event(name, body=body, isBase64Encoded=encoded))
+        assert (json.loads(told.body)["statusCode"], world.calls) == (400, [])
+    bare = {k: None if isinstance(v, dict) and k != "requestContext" else v
+            for k, v in event(name).items()}  # fmt: skip
+    assert json.loads(ask(World(), bare).body)["statusCode"] == 401
+
+
 # --- several, and the end ---------------------------------------------------------------------
 
 

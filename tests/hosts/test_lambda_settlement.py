@@ -29,10 +29,11 @@ from bedrock_proxy.usage import Outcome, UsageRecord
 from bedrock_proxy_adapters.cli import bedrock_proxy
 from bedrock_proxy_adapters.cli.enter import rows_in
 from bedrock_proxy_adapters.hosts.settlement import TRIES, InsistentLedger
-from bedrock_proxy_adapters.proxy import UNSETTLED, LoggingTelemetry
+from bedrock_proxy_adapters.proxy import LoggingTelemetry
 from bedrock_proxy_adapters.simulator import start_in_thread
 from bedrock_proxy_adapters.stores.memory import MemoryStore
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
+from bedrock_proxy_adapters.unsettled import UNSETTLED
 
 
 @define(eq=False)

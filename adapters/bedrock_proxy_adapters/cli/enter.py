@@ -13,8 +13,8 @@ from bedrock_proxy.errors import BedrockProxyError
 from bedrock_proxy.usage import UsageRecord
 from bedrock_proxy_adapters.cli.opened import existing_store
 from bedrock_proxy_adapters.cli.output import as_json, note
-from bedrock_proxy_adapters.proxy import UNSETTLED
 from bedrock_proxy_adapters.stores.rows import record_of
+from bedrock_proxy_adapters.unsettled import UNSETTLED
 
 _JSON: Final = json.JSONDecoder()
 

@@ -54,7 +54,17 @@ def refused(done: "subprocess.CompletedProcess[str]", *words: str) -> None:
 def test_help_and_version(tmp_path: Path) -> None:
     said = run(tmp_path, "--help")
     assert (0, "") == (said.returncode, said.stderr)
-    for command in ("serve", "demo", "simulate", "customers", "ledger", "usage", "reap", "rebuild"):
+    for command in (
+        "serve",
+        "demo",
+        "simulate",
+        "customers",
+        "ledger",
+        "usage",
+        "reap",
+        "rebuild",
+        "enter",
+    ):
         assert f"\n  {command} " in said.stdout
     assert __version__ in run(tmp_path, "--version").stdout
     assert 2 == run(tmp_path, "custmers").returncode

@@ -10,13 +10,9 @@ from tests.contracts.stories import add, admitted, ask, used
 
 from bedrock_proxy.admission import Lease
 from bedrock_proxy.store import every_row
-from bedrock_proxy.usage import Basis, State, UsageRecord
-from bedrock_proxy_adapters.proxy import UNSETTLED, unsettled_row
+from bedrock_proxy.usage import Basis, State
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
-
-
-def line_of(record: UsageRecord, lease: Lease) -> str:
-    return UNSETTLED + json.dumps(unsettled_row(record, lease).as_dict())
+from bedrock_proxy_adapters.unsettled import UNSETTLED, unsettled_line
 
 
 @pytest.fixture
@@ -27,7 +23,7 @@ def leases(store: SqliteStore) -> list[Lease]:
 
 @pytest.fixture
 def lines(leases: list[Lease]) -> list[str]:
-    return [line_of(used(lease, 30 + n), lease) for n, lease in enumerate(leases)]
+    return [unsettled_line(used(lease, 30 + n), lease) for n, lease in enumerate(leases)]
 
 
 def settled(store: SqliteStore) -> dict[str, int]:
@@ -145,7 +141,7 @@ def test_a_line_that_cannot_be_read_is_counted_and_holds_up_no_other(
 def test_a_row_with_a_figure_that_is_none_is_not_entered(
     run: Run, store: SqliteStore, leases: list[Lease], name: str, value: object
 ) -> None:
-    row = {**unsettled_row(used(leases[0]), leases[0]).as_dict(), name: value}
+    row = {**used(leases[0]).as_dict(), name: value}
     assert run("enter", "-", stdin=UNSETTLED + json.dumps(row)).code == 1
     assert settled(store) == {}
 
@@ -156,7 +152,7 @@ def test_a_row_of_a_customer_that_the_store_does_not_know_is_refused(
     """It is most likely another database."""
     lease = leases[0]
     strange = evolve(used(lease), customer_id="bob")
-    said = run("enter", "-", stdin=line_of(strange, lease))
+    said = run("enter", "-", stdin=unsettled_line(strange, lease))
     assert said.code == 1
     assert "1 are of customers that are not in this store" in said.err
     assert settled(store) == {}
