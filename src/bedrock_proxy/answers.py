@@ -5,18 +5,19 @@ This is the reading half of every translation, and all that a program needs that
 model's parts without HTTP in between.
 """
 
-import binascii
 import json
-from collections.abc import Callable, Collection, Sequence
+from binascii import a2b_base64
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, Protocol, cast
 
 from bedrock_proxy import faults
 from bedrock_proxy.errors import ProxyError
-from bedrock_proxy.eventstream import Decoder, EventStreamError, Frame
+from bedrock_proxy.eventstream import Decoder, EventStreamError, Frame, HeaderValue
 from bedrock_proxy.http import Headers
 from bedrock_proxy.models import ConverseReader, Family, Reader, header_usage, invocation_metrics
 from bedrock_proxy.models.converse import EVENT_TYPES
 from bedrock_proxy.parts import Json, Part, Stop, Text, Thinking, ToolUse, UsageReport
+from bedrock_proxy.patterns import Pattern, learned
 from bedrock_proxy.ports import UpstreamHead
 from bedrock_proxy.usage import Usage
 
@@ -81,13 +82,29 @@ class Frames(Protocol):
 
     Attributes:
         kinds: The event types whose payload is known to be JSON.
+        steady: Whether a piece of text that follows another alike changes nothing but the text:
+            see :attr:`bedrock_proxy.models.reader.Reader.steady`.
     """
 
     @property
     def kinds(self) -> Collection[str]: ...
+    @property
+    def steady(self) -> bool: ...
 
-    def read(self, kind: str, payload: Json, meter: Meter) -> Sequence[Part]:
-        """The parts of one event; raises ``ValueError`` where the payload is not as agreed."""
+    def document(self, payload: bytes) -> bytes | None:
+        """
+        The JSON of one event without what wraps it and without padding, where the payload is
+        written as Bedrock writes it; None for any other, which says nothing about it.
+        """
+        ...
+
+    def read(
+        self, kind: str, payload: bytes, document: bytes | None, meter: Meter
+    ) -> Sequence[Part]:
+        """
+        The parts of one event; *document* as above. Raises ``ValueError`` where the payload is
+        not as agreed.
+        """
         ...
 
     def finish(self) -> Sequence[Part]:
@@ -98,20 +115,35 @@ class Frames(Protocol):
 class InvokeFrames:
     """``InvokeModelWithResponseStream``: ``chunk`` events that wrap the model's own JSON."""
 
-    __slots__ = ("_reader",)
+    __slots__ = ("_reader", "steady")
 
     kinds = ("chunk",)
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self.steady = reader.steady
 
-    def read(self, kind: str, payload: Json, meter: Meter) -> Sequence[Part]:
-        if kind != "chunk":
-            return ()  # an event type of a later day: not ours to judge (S11)
-        inner = payload.get("bytes") if isinstance(payload, dict) else None
-        if not isinstance(inner, str):
-            raise ValueError("a chunk without bytes")  # noqa: TRY004 -- one kind for all bad payloads
-        event = cast("Json", json.loads(binascii.a2b_base64(inner, strict_mode=True)))
+    def document(self, payload: bytes) -> bytes | None:
+        end = payload.find(b'"', 10)
+        if payload[:10] != b'{"bytes":"' or _end_of(payload) != end + 1:
+            return None
+        try:
+            return a2b_base64(payload[10:end], strict_mode=True)
+        except ValueError:
+            return None
+
+    def read(
+        self, kind: str, payload: bytes, document: bytes | None, meter: Meter
+    ) -> Sequence[Part]:
+        if document is None or kind != "chunk":
+            wrapped = _loads(payload) if payload else None
+            if kind != "chunk":
+                return ()  # an event type of a later day: not ours to judge (S11)
+            inner = wrapped.get("bytes") if isinstance(wrapped, dict) else None
+            if not isinstance(inner, str):
+                raise ValueError("a chunk without bytes")
+            document = a2b_base64(inner, strict_mode=True)
+        event = _loads(document)
         parts = self._reader.read(event)
         metrics = invocation_metrics(event)
         if metrics is None:
@@ -132,15 +164,50 @@ class ConverseFrames:
     __slots__ = ("_reader",)
 
     kinds = EVENT_TYPES
+    steady = True
 
     def __init__(self) -> None:
         self._reader = ConverseReader()
 
-    def read(self, kind: str, payload: Json, meter: Meter) -> Sequence[Part]:  # noqa: ARG002
-        return self._reader.read(kind, payload)
+    def document(self, payload: bytes) -> bytes | None:
+        return payload[: _end_of(payload)] or None
+
+    def read(
+        self, kind: str, payload: bytes, document: bytes | None, meter: Meter
+    ) -> Sequence[Part]:
+        del document, meter
+        return self._reader.read(kind, _loads(payload) if payload else None)
 
     def finish(self) -> Sequence[Part]:
         return ()
+
+
+def _end_of(payload: bytes) -> int:
+    """
+    Where the end of an object begins: its closing brace, or the member ``p`` before it, by which
+    Bedrock makes the lengths of events tell nothing of their text. -1 for any other end.
+    """
+    if payload[-2:] == b'"}':
+        at = payload.rfind(b',"p":"')
+        if at >= 0 and payload[at + 6 : -2].isalnum():
+            return at
+    return len(payload) - 1 if payload[-1:] == b"}" else -1
+
+
+_JSON: Final = json.JSONDecoder()
+
+
+def _loads(document: bytes) -> Json:
+    """``json.loads``, without its ways to find out which encoding an object is in."""
+    if document.startswith(b'{"'):
+        try:
+            text = document.decode()
+        except UnicodeDecodeError:
+            return cast("Json", json.loads(document))
+        value, end = _JSON.raw_decode(text)
+        if end == len(text):
+            return cast("Json", value)
+    return cast("Json", json.loads(document))
 
 
 class StreamedAnswer:
@@ -158,7 +225,11 @@ class StreamedAnswer:
     """
 
     def __init__(self, frames: Frames, sent: str = "", *, keep_frames: bool = False) -> None:
-        """*sent*: what the client sent, to tell its own ARNs from the operator's."""
+        """
+        Args:
+            sent: What the client sent, to tell its own ARNs from the operator's.
+            keep_frames: Whether the frames are wanted rather than the parts.
+        """
         self.meter = Meter()
         self.frames = 0
         self.ended = False
@@ -167,23 +238,43 @@ class StreamedAnswer:
         self.passed: list[bytes] | None = [] if keep_frames else None
         self._frames = frames
         self._decoder = Decoder()
+        self._pattern: Pattern | None = None
         self._sent = sent
 
     def feed(self, chunk: bytes) -> list[Part]:
-        """The parts that *chunk* completes."""
+        """The parts that *chunk* completes; none but the unusual ones where frames are kept."""
         parts: list[Part] = []
         if self.fault is not None:
             return parts
-        for frame in self._decoder.feed(chunk):
-            fresh = self._read(frame)
-            if self.fault is not None:
-                return parts
+        found = self._decoder.scan(chunk)
+        document_of = self._frames.document
+        pattern = self._pattern
+        passed = self.passed
+        known = None if pattern is None else pattern.headers
+        size = begin = stop = 0
+        for headers, payload, at, end in found:
+            document = document_of(payload)
+            text = None
+            if headers is known and pattern is not None and document is not None:
+                text = pattern.text(document)
+            if text is not None and pattern is not None:
+                size += len(text) if text.isascii() else len(text.encode())
+                if passed is None:
+                    parts.append(Text(text, pattern.index))
+            else:
+                parts += self._read(headers, payload, document, at, end)
+                if self.fault is not None:
+                    break
+                pattern = self._pattern
+                known = None if pattern is None else pattern.headers
             self.frames += 1
-            if self.passed is not None:
-                self.passed.append(frame.raw)
-            if fresh:
-                parts += fresh
-        if self._decoder.fault is not None:
+            if stop == 0:
+                begin = at
+            stop = end
+        self.meter.output_bytes += size
+        if passed is not None and stop:
+            passed.append(self._decoder.octets[begin:stop])
+        if self.fault is None and self._decoder.fault is not None:
             self.fault = faults.corrupt()
         return parts
 
@@ -203,24 +294,37 @@ class StreamedAnswer:
         self._saw(parts)
         return parts
 
-    def _read(self, frame: Frame) -> Sequence[Part]:
-        headers = frame.headers
+    def _read(
+        self,
+        headers: Mapping[str, HeaderValue],
+        payload: bytes,
+        document: bytes | None,
+        at: int,
+        end: int,
+    ) -> Sequence[Part]:
         kind = headers.get(":message-type")
         if kind != "event":
             if kind in {"exception", "error"}:
+                frame = Frame(headers, payload, self._decoder.octets[at:end])
                 self.exception = frame
                 self.fault = self._exception(frame)
             return ()
         event = str(headers.get(":event-type", ""))
         try:
-            payload = cast("Json", json.loads(frame.payload)) if frame.payload else None
-            parts = self._frames.read(event, payload, self.meter)
+            parts = self._frames.read(event, payload, document, self.meter)
         except (ValueError, RecursionError):
             if event not in self._frames.kinds:
                 return ()  # of a later day, and not ours to judge (S11)
             self.fault = faults.corrupt()
             return ()
         self._saw(parts)
+        part = parts[0] if len(parts) == 1 else None
+        if not isinstance(part, Text):
+            self._pattern = None  # the reader may have changed its mind about what follows
+        elif document is not None and self._frames.steady:
+            pattern = learned(headers, document, part.text, part.index)
+            if pattern is not None:
+                self._pattern = pattern
         return parts
 
     def _saw(self, parts: Sequence[Part]) -> None:

@@ -97,19 +97,26 @@ class Frame:
         return value if isinstance(value, str) else None
 
 
+Slice: TypeAlias = tuple[Mapping[str, HeaderValue], bytes, int, int]
+"""A frame's headers and payload, and where it begins and ends in :attr:`Decoder.octets`."""
+
+
 class Decoder:
     """
     Turns bytes, however they were cut, into frames. One per stream.
 
     Attributes:
         fault: Why decoding stopped; None while all is well. Frames that came before the
-            fault are returned by the ``feed`` that met it; later feeds return nothing.
+            fault are returned by the call that met it; later calls return nothing.
+        octets: What the last :meth:`scan` looked through: what was left over before, and what
+            it was given.
     """
 
-    __slots__ = ("_blocks", "_max_frame", "_needed", "_pending", "fault")
+    __slots__ = ("_blocks", "_max_frame", "_needed", "_pending", "fault", "octets")
 
     def __init__(self, max_frame: int = MAX_FRAME) -> None:
         self.fault: Corrupt | None = None
+        self.octets = b""
         self._max_frame = max_frame
         self._pending = bytearray()
         self._needed = _PRELUDE.size
@@ -121,25 +128,35 @@ class Decoder:
 
         Memory grows with what has arrived, never with what a length claims.
         """
+        found = self.scan(data)
+        octets = self.octets
+        return [Frame(headers, payload, octets[at:end]) for headers, payload, at, end in found]
+
+    def scan(self, data: bytes) -> list[Slice]:
+        """
+        The same without an object for each frame. Equal blocks of headers are one and the same
+        mapping, within bounds.
+        """
+        found: list[Slice] = []
         if self.fault is not None:
-            return []
+            return found
         pending = self._pending
         if pending:
             pending += data
             if len(pending) < self._needed:
-                return []
+                return found
             data = bytes(pending)
             self._pending = bytearray()
-        frames: list[Frame] = []
+        self.octets = data
         try:
-            consumed = self._decode(data, frames)
+            consumed = self._decode(data, found)
         except Corrupt as fault:
             self.fault = fault
             self._pending = bytearray()
-            return frames
+            return found
         if consumed < len(data):
             self._pending += memoryview(data)[consumed:]
-        return frames
+        return found
 
     def close(self) -> None:
         """
@@ -154,8 +171,7 @@ class Decoder:
         if self._pending:
             raise Torn(f"The stream ended {len(self._pending)} bytes into a frame.")
 
-    def _decode(self, data: bytes, frames: list[Frame]) -> int:
-        view = memoryview(data)
+    def _decode(self, data: bytes, found: list[Slice]) -> int:
         size = len(data)
         at = 0
         blocks = self._blocks
@@ -163,17 +179,18 @@ class Decoder:
             total, header_length, prelude_crc = _PRELUDE.unpack_from(data, at)
             # Checked before the lengths are believed: a flipped bit in a length would
             # otherwise wait for bytes that never come, or swallow the frames after it.
-            if crc32(view[at : at + 8]) != prelude_crc:
+            if crc32(data[at : at + 8]) != prelude_crc:
                 raise Corrupt("The checksum of a frame's prelude does not match.")
             if total < _MIN_FRAME or total > self._max_frame:
                 raise Corrupt(f"A frame claims to be {total} bytes long.")
             if header_length > total - _MIN_FRAME or header_length > MAX_HEADERS:
                 raise Corrupt(f"A frame of {total} bytes claims {header_length} of headers.")
-            if size - at < total:
+            end = at + total
+            if size < end:
                 self._needed = total
                 return at
-            end = at + total
-            if crc32(view[at : end - 4]) != _CRC.unpack_from(data, end - 4)[0]:
+            # Goes on from the prelude's checksum, which the frame's own covers too.
+            if crc32(data[at + 8 : end - 4], prelude_crc) != _CRC.unpack_from(data, end - 4)[0]:
                 raise Corrupt("The checksum of a frame does not match.")
             body = at + 12 + header_length
             block = data[at + 12 : body]
@@ -182,7 +199,7 @@ class Decoder:
                 headers = MappingProxyType(_parse_headers(block))
                 if len(blocks) < _CACHED_BLOCKS and header_length <= _CACHED_BLOCK_BYTES:
                     blocks[block] = headers
-            frames.append(Frame(headers, data[body : end - 4], data[at:end]))
+            found.append((headers, data[body : end - 4], at, end))
             at = end
         self._needed = _PRELUDE.size
         return at

@@ -244,8 +244,8 @@ def mutant(old: str, new: str) -> types.ModuleType:
 @pytest.mark.parametrize(
     "check",
     [
-        "crc32(view[at : at + 8]) != prelude_crc",
-        "crc32(view[at : end - 4]) != _CRC.unpack_from(data, end - 4)[0]",
+        "crc32(data[at : at + 8]) != prelude_crc",
+        "crc32(data[at + 8 : end - 4], prelude_crc) != _CRC.unpack_from(data, end - 4)[0]",
     ],
     ids=["prelude", "message"],
 )

@@ -22,6 +22,9 @@ from bedrock_proxy.ports import Operation, UpstreamCall, UpstreamHead
 from bedrock_proxy.strict_json import parse_object
 from bedrock_proxy.usage import Usage
 
+_escaped: Final = json.encoder.encode_basestring_ascii
+"""A string as ``json.dumps`` writes it."""
+
 _JSON: Final = (("content-type", "application/json"),)
 _SSE: Final = (
     ("content-type", "text/event-stream"),
@@ -120,7 +123,7 @@ class _Events:
         self._request_id = request_id
 
     def write(self, parts: Sequence[Part]) -> bytes:
-        return b"".join(b"data: %b\n\n" % said for said in _said(parts, self._full))
+        return "".join([f"data: {said}\n\n" for said in _said(parts, self._full)]).encode("ascii")
 
     def end(self, usage: Usage) -> bytes:
         last = b"data: %b\n\n" % _usage_object(usage) if self._full else b""
@@ -145,7 +148,8 @@ class _Array:
         self._opened = False
 
     def write(self, parts: Sequence[Part]) -> bytes:
-        return b"".join(self._element(said) for said in _said(parts, self._full))
+        said = _said(parts, self._full)
+        return self._element(",\n".join(said).encode("ascii")) if said else b""
 
     def end(self, usage: Usage) -> bytes:
         last = self._element(_usage_object(usage)) if self._full else b""
@@ -307,21 +311,20 @@ def _wants_array(request: Request) -> bool:
     return "application/json" in kinds and not kinds & {"text/event-stream", "*/*"}
 
 
-def _said(parts: Sequence[Part], full: bool) -> list[bytes]:
-    said: list[bytes] = []
+def _said(parts: Sequence[Part], full: bool) -> list[str]:
+    """The objects that *parts* are to this dialect, in ASCII."""
+    said: list[str] = []
     for part in parts:
         if isinstance(part, Text):
             if part.text:
-                piece: dict[str, Json] = {"content": part.text}
-                if part.index:
-                    piece["index"] = part.index
-                said.append(_dumps(piece))
+                index = f', "index": {part.index}' if part.index else ""
+                said.append(f'{{"content": {_escaped(part.text)}{index}}}')
         elif isinstance(part, Other):
-            said.append(_dumps({"event": part.event}))
+            said.append(json.dumps({"event": part.event}))
         elif full:
             richer = _richer(part)
             if richer is not None:
-                said.append(_dumps(richer))
+                said.append(json.dumps(richer))
     return said
 
 

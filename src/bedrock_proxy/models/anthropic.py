@@ -21,6 +21,8 @@ class ClaudeReader:
 
     __slots__ = ("_counts", "_stopped", "_tools")
 
+    steady = True
+
     def __init__(self) -> None:
         self._counts = UsageCounts()
         self._stopped = False

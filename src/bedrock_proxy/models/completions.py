@@ -27,6 +27,8 @@ class CompletionReader:
 
     __slots__ = ("_counts", "_said", "_tools")
 
+    steady = True
+
     def __init__(self) -> None:
         self._counts = UsageCounts()
         self._said = False

@@ -171,6 +171,8 @@ class NovaReader:
 
     __slots__ = ("_inner",)
 
+    steady = True
+
     def __init__(self) -> None:
         self._inner = ConverseReader()
 

@@ -86,9 +86,10 @@ class _Call:
 class ChoicesReader:
     """Reads ``choices``, streaming (``delta``) or whole (``message``, ``text``)."""
 
-    __slots__ = ("_counts", "_inline", "_started", "_tags", "_tools")
+    __slots__ = ("_counts", "_inline", "_started", "_tags", "_tools", "steady")
 
     def __init__(self, inline_reasoning: bool = False) -> None:
+        self.steady = not inline_reasoning
         self._counts = UsageCounts()
         self._inline = inline_reasoning
         self._tags: dict[int, InlineReasoning] = {}

@@ -19,7 +19,16 @@ class Reader(Protocol):
 
     Never raises, whatever the JSON: what it does not know becomes
     :class:`~bedrock_proxy.parts.Other`.
+
+    Attributes:
+        steady: Whether an event whose one part is a piece of text, read after another like it,
+            depends on nothing but itself and leaves nothing behind. Such events need not be
+            parsed (:mod:`bedrock_proxy.patterns`). Not so where a text is looked into, as for
+            reasoning that is written inline.
     """
+
+    @property
+    def steady(self) -> bool: ...
 
     def read(self, event: Json) -> Sequence[Part]:
         """The parts of one event (the JSON inside a ``chunk`` of InvokeModelWithResponseStream)."""

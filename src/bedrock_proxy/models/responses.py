@@ -29,6 +29,8 @@ class ResponsesReader:
 
     __slots__ = ("_filled", "_tools")
 
+    steady = False  # every delta is numbered
+
     def __init__(self) -> None:
         self._tools: dict[str, int] = {}
         self._filled: set[str] = set()

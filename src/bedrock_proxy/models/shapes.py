@@ -30,6 +30,8 @@ class ShapeReader:
 
     __slots__ = ("_readers",)
 
+    steady = False  # one of its readers may look into the text
+
     def __init__(self) -> None:
         self._readers: dict[Callable[[], Reader], Reader] = {}
 
@@ -78,6 +80,8 @@ class VectorsReader:
     """Reads answers that are no text: they come whole."""
 
     __slots__ = ()
+
+    steady = False
 
     def read(self, event: Json) -> Sequence[Part]:
         return vectors_answer(event)
