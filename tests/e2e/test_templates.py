@@ -15,6 +15,7 @@ from tests.running import ROOT
 
 from bedrock_proxy_adapters.config import Settings
 from bedrock_proxy_adapters.hosts.lambda_runtime import DEFAULT_HANDLER
+from bedrock_proxy_adapters.unsettled import UNSETTLED
 
 EXAMPLES = ROOT / "examples"
 TEMPLATES = sorted(EXAMPLES.glob("*/template.yaml"))
@@ -115,8 +116,7 @@ def test_a_deployment_keeps_its_table_bounds_its_logs_and_raises_alarms(path: Pa
     assert rows["FilterPattern"] == '"unsettled usage row"'
 
 
-def test_the_alarm_for_lost_rows_looks_for_the_words_that_are_logged() -> None:
-    import bedrock_proxy_adapters.proxy as module
-
-    assert module.__file__ is not None
-    assert '"unsettled usage row: ' in Path(module.__file__).read_text()
+@pytest.mark.parametrize("name", ["api-gateway", "container", "function-url"])
+def test_the_alarm_for_lost_rows_looks_for_the_words_that_are_logged(name: str) -> None:
+    template = EXAMPLES / f"lambda-{name}" / "template.yaml"
+    assert f"""FilterPattern: '"{UNSETTLED.rstrip(": ")}"'""" in template.read_text()
