@@ -3,6 +3,7 @@ One SQLite file as the faces of the store share it: its connections, its writing
 what this process remembers of it.
 """
 
+import asyncio
 import contextlib
 import os
 import sqlite3
@@ -18,7 +19,9 @@ from bedrock_proxy.customers import TokenOwner
 from bedrock_proxy.errors import StoreUnavailable, store_unavailable
 from bedrock_proxy_adapters.stores import gate, ledger, schema
 from bedrock_proxy_adapters.stores.cache import OwnerCache
-from bedrock_proxy_adapters.stores.writer import Work, Writer
+from bedrock_proxy_adapters.stores.loop_writer import LoopWriter, Syncer
+from bedrock_proxy_adapters.stores.transactions import Work
+from bedrock_proxy_adapters.stores.writer import Writer
 
 T = TypeVar("T")
 
@@ -54,6 +57,8 @@ class Database:
         self._looked_at = 0
         self._lock = Lock()
         self._writer: Writer | None = None
+        self._syncer: Syncer | None = None
+        self._loops: dict[asyncio.AbstractEventLoop, LoopWriter] = {}
         self._reader: sqlite3.Connection | None = None
         self._closed = False
         schema.prepare(self.path)
@@ -102,6 +107,24 @@ class Database:
                 self._writer = Writer(self.path, self._ticket_path)
             return self._writer
 
+    def loop_writer(self) -> LoopWriter:
+        """The writing of the event loop that runs."""
+        loop = asyncio.get_running_loop()
+        found = self._loops.get(loop)
+        if found is not None:
+            return found
+        writer = self.writer()
+        with self._lock:
+            if self._closed:
+                raise store_unavailable()
+            for ended in [each for each in self._loops if each.is_closed()]:
+                self._loops.pop(ended).close()
+            if self._syncer is None:
+                self._syncer = Syncer(self.path, self._ticket_path)
+            made = LoopWriter(loop, self.path, self._ticket_path, writer, self._syncer)
+            self._loops[loop] = made
+            return made
+
     @contextlib.contextmanager
     def reading(self) -> Generator[sqlite3.Connection]:
         """A connection for one reading, which may be long."""
@@ -135,7 +158,13 @@ class Database:
         with self._lock:
             self._closed = True
             writer, self._writer = self._writer, None
+            syncer, self._syncer = self._syncer, None
+            loops, self._loops = self._loops, {}
             reader, self._reader = self._reader, None
+        for each in loops.values():
+            each.close()
+        if syncer is not None:
+            syncer.close()
         if writer is not None:
             writer.close()
         if reader is not None:
@@ -143,12 +172,15 @@ class Database:
 
     def begin_anew(self) -> None:
         """In the child of a fork: leave everything to the parent."""
-        _crossed_a_fork.append((self._writer, self._reader))
-        if self._writer is not None:
-            self._writer.leave_to_parent()
+        _crossed_a_fork.append((self._writer, self._reader, self._loops, self._syncer))
+        for each in (self._writer, *self._loops.values()):
+            if each is not None:
+                each.leave_to_parent()
         self._lock = Lock()
         self.owners = OwnerCache()
         self._writer = None
+        self._syncer = None
+        self._loops = {}
         self._reader = None
 
 

@@ -172,9 +172,15 @@ def file_system_of(folder: Path, mountinfo: str) -> str | None:
     return None if found is None else found[1]
 
 
-def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
+def connect(path: Path, *, create: bool = False, synchronous: str = "FULL") -> sqlite3.Connection:
     """
     Open the file with the settings every connection needs.
+
+    Args:
+        synchronous: ``FULL``: a commit has reached the disk before anybody is told, so that
+            neither a lease nor a row is lost with the power. ``NORMAL``: it is for the caller
+            to see to that; such a connection waits for no lock and leaves checkpoints, which
+            wait for the disk, to the others.
 
     Raises:
         sqlite3.Error: It cannot be opened, or is no database.
@@ -183,16 +189,16 @@ def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"{path.resolve().as_uri()}?mode={mode}",
         uri=True,
-        timeout=BUSY_TIMEOUT_S,
+        timeout=BUSY_TIMEOUT_S if synchronous == "FULL" else 0.0,
         isolation_level=None,
         check_same_thread=False,
         cached_statements=256,
     )
     try:
         connection.execute("PRAGMA journal_mode = WAL")
-        # FULL: a commit has reached the disk before anybody is told, so that neither a
-        # lease nor a row is lost with the power.
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        if synchronous != "FULL":
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
         connection.execute("PRAGMA foreign_keys = ON")
     except BaseException:
         connection.close()

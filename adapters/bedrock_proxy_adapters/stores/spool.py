@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from threading import Lock
@@ -33,6 +34,10 @@ SPOOL_CAP: Final = 64 * 1024 * 1024
 
 HEADROOM: Final = 1024 * 1024
 """Bytes kept for the requests that were admitted before; about eight hundred rows."""
+
+
+LOOK_EVERY_S: Final = 0.1
+"""How long admission goes by the size it saw: :data:`HEADROOM` is for what comes meanwhile."""
 
 
 class SpoolFull(StoreUnavailable):
@@ -70,6 +75,8 @@ class Spool:
         self._broken = self.path.with_name(self.path.name + ".broken")
         self._cap = cap
         self._lock = Lock()
+        self._looked_at = -LOOK_EVERY_S
+        self._full = False
 
     @property
     def size(self) -> int:
@@ -82,7 +89,11 @@ class Spool:
         Whether admission must close. It closes while there is still room: what is under
         way by then must be kept too.
         """
-        return self.size >= self._cap - min(self._cap // 2, HEADROOM)
+        now = time.monotonic()
+        if now - self._looked_at >= LOOK_EVERY_S:
+            self._looked_at = now
+            self._full = self.size >= self._cap - min(self._cap // 2, HEADROOM)
+        return self._full
 
     def append(self, record: UsageRecord, lease: Lease) -> None:
         """
@@ -96,6 +107,7 @@ class Spool:
         line = b"%08x %s\n" % (crc32(body), body)
         with self._lock, _locked(self.path) as file:
             end = os.lseek(file, 0, os.SEEK_END)
+            self._looked_at = -LOOK_EVERY_S
             if end + _size(self._replaying) + len(line) > self._cap:
                 raise SpoolFull(f"The spool {self.path} is full.")
             if end and os.pread(file, 1, end - 1) != b"\n":

@@ -206,8 +206,8 @@ class NativeSqliteStore:
     """
     A :class:`SqliteStore` for hosts with an event loop.
 
-    Each call is handed to the writing thread and awaited: one hop, and none where a token
-    is known.
+    What can be done at once is done at the end of the loop's turn, the rest by the writing
+    thread: see :mod:`.loop_writer`.
     """
 
     kind: PortKind = "native"
@@ -221,32 +221,38 @@ class NativeSqliteStore:
         cached = database.owners.get(digest, at)
         if cached is not None:
             return cached or None
-        owner = await database.writer().ado(
-            lambda connection: directory.find_token(connection, digest)
+        owner = await database.loop_writer().do(
+            lambda connection: directory.find_token(connection, digest), durable=False
         )
         return database.remember(digest, at, owner)
 
     async def admit(self, request: AdmissionRequest) -> Grant | Refusal:
         """See :class:`~bedrock_proxy.ports.Gate`."""
-        return await self._database.writer().ado(self._database.admission(request))
+        return await self._database.loop_writer().do(
+            self._database.admission(request), durable=False
+        )
 
     async def standing(self, customer_id: str, at: int) -> Standing:
         """See :class:`~bedrock_proxy.ports.TokenDirectory`."""
-        return await self._database.writer().ado(
-            lambda connection: gate.standing(connection, customer_id, at)
+        return await self._database.loop_writer().do(
+            lambda connection: gate.standing(connection, customer_id, at), durable=False
         )
 
     async def renew(self, lease: Lease, at: int) -> Lease:
         """See :class:`~bedrock_proxy.ports.Gate`."""
-        return await self._database.writer().ado(
-            lambda connection: gate.renew(connection, lease, at)
+        return await self._database.loop_writer().do(
+            lambda connection: gate.renew(connection, lease, at), durable=False
         )
 
     async def release(self, request: AdmissionRequest) -> None:
         """See :class:`~bedrock_proxy.ports.Gate`."""
-        await self._database.writer().ado(lambda connection: gate.release(connection, request))
+        await self._database.loop_writer().do(
+            lambda connection: gate.release(connection, request), durable=False
+        )
 
     async def finish(self, record: UsageRecord, lease: Lease) -> None:
         """See :class:`~bedrock_proxy.ports.Ledger`."""
         del lease
-        await self._database.writer().ado(lambda connection: ledger.finish(connection, record))
+        await self._database.loop_writer().do(
+            lambda connection: ledger.finish(connection, record), durable=True
+        )

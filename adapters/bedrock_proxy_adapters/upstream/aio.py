@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final, Literal
 from urllib.parse import quote, urlsplit
-from weakref import WeakKeyDictionary
 
 from bedrock_proxy import __version__
 from bedrock_proxy.errors import ConfigurationError
@@ -98,7 +97,7 @@ class AsyncUpstream:
             )
         self._tls = _context(session) if self._secure else None
         self._connect_timeout = connect_timeout
-        self._ways: WeakKeyDictionary[asyncio.AbstractEventLoop, _Way] = WeakKeyDictionary()
+        self._ways: dict[asyncio.AbstractEventLoop, _Way] = {}
         self._last: tuple[asyncio.AbstractEventLoop | None, _Way | None] = (None, None)
         self._lock = threading.Lock()
         self._paths: dict[tuple[Operation, str, str], str] = {}
@@ -167,6 +166,8 @@ class AsyncUpstream:
         with self._lock:
             way = self._ways.get(loop)
             if way is None:
+                for ended in [each for each in self._ways if each.is_closed()]:
+                    del self._ways[ended]
                 pool = Pool(loop, self._host, self._port, self._tls, self._connect_timeout)
                 way = self._ways[loop] = _Way(pool, Credentials(self._session))
             self._last = (loop, way)

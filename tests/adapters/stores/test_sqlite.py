@@ -23,7 +23,7 @@ from bedrock_proxy.store import CACHE_MS
 from bedrock_proxy_adapters.stores import database, gate, schema
 from bedrock_proxy_adapters.stores.schema import file_system_of, migrate
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
-from bedrock_proxy_adapters.stores.writer import Ticket, Writer
+from bedrock_proxy_adapters.stores.transactions import Ticket, Transactions
 
 
 @pytest.fixture
@@ -236,15 +236,15 @@ def wait_until(holds: Callable[[], bool]) -> None:
 def test_what_waits_together_is_committed_together(store: SqliteStore) -> None:
     add(store)
     commits: list[int] = []
-    original = Writer._transact
+    original = Transactions._transact
 
-    def counted(self: Writer, group: Any) -> Any:
+    def counted(self: Transactions, group: Any) -> Any:
         commits.append(len(group))
         return original(self, group)
 
     ticket = Ticket(store.path.with_name("store.db-ticket"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Writer, "_transact", counted)
+        patch.setattr(Transactions, "_transact", counted)
         threads = [
             threading.Thread(target=lambda n=n: admitted(store, ask(f"r{n}"))) for n in range(20)
         ]

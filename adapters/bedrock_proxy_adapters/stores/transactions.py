@@ -1,0 +1,242 @@
+"""
+Pieces of work on the SQLite file, several in one transaction, in this process's turn to write.
+
+A commit costs an fsync however much is in it, so requests that arrive together share one.
+Between processes, a *ticket* (an ``flock`` on a file of its own) decides whose turn it is:
+its holder's ``BEGIN IMMEDIATE`` never meets a busy database, and waiting costs no polling.
+"""
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import sys
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from bedrock_proxy.errors import BedrockProxyError, store_unavailable
+from bedrock_proxy_adapters.stores import schema
+
+if sys.platform != "win32":
+    import fcntl
+
+T = TypeVar("T")
+Work: TypeAlias = Callable[[sqlite3.Connection], T]
+
+
+class Ticket:
+    """Whose turn it is to write, among all processes on this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+    @contextlib.contextmanager
+    def held(self) -> Generator[None]:
+        """Wait for the turn and keep it; the kernel gives it back if we are killed."""
+        if sys.platform == "win32":
+            yield
+            return
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
+    def tried(self) -> Generator[bool]:
+        """Keep the turn if nobody has it; whether we do."""
+        if sys.platform == "win32":
+            yield False
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._file)
+
+
+class Job(Generic[T]):
+    """A piece of work and where its result goes: a thread's future, a loop's, or nowhere."""
+
+    __slots__ = ("future", "loop", "work")
+
+    def __init__(
+        self,
+        work: Work[T],
+        future: "Future[T] | asyncio.Future[T] | None" = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.work = work
+        self.future = future
+        self.loop = loop
+
+
+Outcome: TypeAlias = tuple[Job[Any], Any, BaseException | None]
+
+
+class Transactions:
+    """
+    A connection and a ticket. Used by one thread at a time.
+
+    A piece of work runs inside a transaction. If it raises one of our own errors it must
+    not have written anything; after any other error its transaction is rolled back, and
+    the pieces that shared it are tried again one by one.
+
+    Args:
+        synchronous: ``FULL`` if a commit is to have reached the disk when it returns, ``NORMAL``
+            if somebody else sees to that; see :mod:`.loop_writer`.
+    """
+
+    def __init__(self, path: Path, ticket_path: Path, synchronous: str = "FULL") -> None:
+        self._path = path
+        self._ticket_path = ticket_path
+        self._synchronous = synchronous
+        self._ticket: Ticket | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._inode: int | None = None
+
+    def commit(self, group: list[Job[Any]]) -> list[Outcome]:
+        """Do the work of *group*, waiting for the turn. What went wrong is in the outcomes."""
+        try:
+            with self._own_ticket().held():
+                try:
+                    return self._transact(group)
+                except BaseException as error:  # noqa: BLE001 -- it goes to whoever waits
+                    if len(group) == 1:
+                        return [(group[0], None, _seen(error))]
+                return [outcome for job in group for outcome in self._alone(job)]
+        except OSError:
+            return [(job, None, store_unavailable()) for job in group]
+
+    def try_commit(self, group: list[Job[Any]]) -> tuple[list[Outcome], bool] | None:
+        """
+        The same without waiting, and whether anything was written. None where it was not done:
+        somebody else has the turn, or it could not be done in one go.
+        """
+        try:
+            with self._own_ticket().tried() as ours:
+                if not ours:
+                    return None
+                connection = self._opened()
+                before = connection.total_changes
+                outcomes = self._transact(group)
+                return outcomes, connection.total_changes != before
+        except Exception:  # noqa: BLE001 -- whoever waits for the turn will meet it again, and tell
+            return None
+
+    def let_go(self) -> None:
+        """Close the connection and give the ticket back."""
+        self._close()
+        self.leave_to_parent()
+
+    def leave_to_parent(self) -> None:
+        """
+        In the child of a fork: let go of the ticket. A turn (``flock``) lasts while any
+        process keeps it open, and the child's copy would outlive the parent's.
+        """
+        if self._ticket is not None:
+            self._ticket.close()
+            self._ticket = None
+
+    def _own_ticket(self) -> Ticket:
+        if self._ticket is None:
+            self._ticket = Ticket(self._ticket_path)
+        return self._ticket
+
+    def _alone(self, job: Job[Any]) -> list[Outcome]:
+        try:
+            return self._transact([job])
+        except BaseException as error:  # noqa: BLE001 -- it goes to whoever waits
+            return [(job, None, _seen(error))]
+
+    def _transact(self, group: list[Job[Any]]) -> list[Outcome]:
+        connection = self._opened()
+        outcomes: list[Outcome] = []
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for job in group:
+                try:
+                    outcomes.append((job, job.work(connection), None))
+                except BedrockProxyError as error:
+                    outcomes.append((job, None, error))
+            connection.execute("COMMIT")
+        except BaseException:
+            self._roll_back(connection)
+            raise
+        return outcomes
+
+    def _opened(self) -> sqlite3.Connection:
+        # Somebody who moves the file away must not leave us writing to a nameless one.
+        inode = self._path.stat().st_ino
+        if self._connection is None or inode != self._inode:
+            self._close()
+            self._connection = schema.connect(self._path, synchronous=self._synchronous)
+            self._inode = inode
+        return self._connection
+
+    def _roll_back(self, connection: sqlite3.Connection) -> None:
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._close()
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+
+def _seen(error: BaseException) -> BaseException:
+    """What the caller is told: whatever SQLite or the disk said is for us alone."""
+    if isinstance(error, sqlite3.Error | OSError):
+        unavailable = store_unavailable()
+        unavailable.__cause__ = error
+        return unavailable
+    return error
+
+
+def deliver(outcomes: Iterable[Outcome]) -> None:
+    """Tell whoever waits, from any thread."""
+    loops: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
+    for outcome in outcomes:
+        job, value, error = outcome
+        if job.loop is not None:
+            loops.setdefault(job.loop, []).append(outcome)
+        elif job.future is not None:
+            if error is None:
+                job.future.set_result(value)
+            else:
+                job.future.set_exception(error)
+    for loop, group in loops.items():
+        # A loop that has ended has nobody left who waits.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(arrive, group)
+
+
+def arrive(outcomes: Iterable[Outcome]) -> None:
+    """Tell whoever waits on this thread's own loop."""
+    for job, value, error in outcomes:
+        future = job.future
+        if future is not None and not future.done():
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
+
+
+def give_up(future: "asyncio.Future[Any]") -> None:
+    """It took too long."""
+    if not future.done():
+        future.set_exception(store_unavailable())
