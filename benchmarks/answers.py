@@ -33,8 +33,10 @@ _WORDS: Final = (
 )
 
 
-def texts(events: int) -> list[str]:
-    """The pieces of text of a stream of so many *events*."""
+def texts(events: int, size: int = 0) -> list[str]:
+    """The pieces of text of a stream of so many *events*; words, or *size* characters each."""
+    if size:
+        return [(" word" * size)[:size]] * events
     return [_WORDS[number % len(_WORDS)] for number in range(events)]
 
 
@@ -56,7 +58,7 @@ def _chunk(event: dict[str, Any], number: int) -> bytes:
 
 
 @cache
-def invoke_stream(events: int) -> tuple[bytes, ...]:
+def invoke_stream(events: int, size: int = 0) -> tuple[bytes, ...]:
     """The frames of InvokeModelWithResponseStream: one a text, the first and last with company."""
     said = {
         "type": "message",
@@ -85,7 +87,7 @@ def invoke_stream(events: int) -> tuple[bytes, ...]:
             {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": t}},
             number,
         )
-        for number, t in enumerate(texts(events))
+        for number, t in enumerate(texts(events, size))
     ]
     stop = {"stop_reason": "end_turn", "stop_sequence": None}
     last = (

@@ -4,8 +4,9 @@ A Bedrock that costs next to nothing: answers made beforehand, written to the so
 It reads as much of HTTP as Bedrock's clients send and no more. ``python -m benchmarks.fake``
 prints its port and serves until its standard input ends; ``POST /_fake`` says how it answers:
 
-    {"events": 200, "pace": 0.02, "delay": 0, "record": false}
+    {"events": 200, "size": 0, "pace": 0.02, "delay": 0, "record": false}
 
+``size`` is the length of each event's text in InvokeModelWithResponseStream; 0 means a word.
 ``pace`` is the time between two events of a stream in seconds; 0 writes a stream in one go.
 With ``record``, ``GET /_fake`` tells when each event of each numbered request was sent.
 """
@@ -51,7 +52,10 @@ class Bedrock:
         head = _TEMPLATE.format(answers.EVENT_STREAM, "Transfer-Encoding: chunked").encode()
         self.streams: dict[bytes, list[bytes]] = {}
         for operation, frames in (
-            (b"invoke-with-response-stream", answers.invoke_stream(events)),
+            (
+                b"invoke-with-response-stream",
+                answers.invoke_stream(events, int(said.get("size", 0))),
+            ),
             (b"converse-stream", answers.converse_stream(events)),
         ):
             pieces = [_chunked(frame) for frame in frames]

@@ -95,30 +95,23 @@ def idle(lab: Lab, results: Results, count: int = 10_000) -> None:
 
 def stalled(lab: Lab, results: Results, seconds: float, readers: int = 200) -> None:
     """L4: clients that stop reading: what each holds, and that it stays so."""
-    lab.bedrock(events=20_000, pace=0.0)
-    order = Order(port=0, dialect="sse", events=20_000)
+    order = Order(port=0, dialect="sse")
     with (
         running(target(), lab.port, BEDROCK_PROXY_DISCONNECT="cancel") as server,
         contextlib.ExitStack() as stack,
     ):
         first_call(lab, server)
-        lab.bedrock(events=20_000, pace=0.0)
-        before = machine.rss(server.pid)
+        # Far more than the socket buffers of the kernel take.
+        lab.bedrock(events=6_000, size=2_000)
+        before, calls = machine.rss(server.pid), lab.bedrock()["calls"]
         for number in range(readers):
             connection = socket.socket()
             stack.callback(connection.close)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
             connection.connect(("127.0.0.1", server.port))
             connection.sendall(request_bytes(order, str(number), TOKENS[number % len(TOKENS)]))
-        # Until no more is read, the buffers fill.
-        last = machine.cpu(server.pid)
-        end = time.monotonic() + 120
-        while time.monotonic() < end:
-            time.sleep(1)
-            now = machine.cpu(server.pid)
-            if now - last < 0.05:
-                break
-            last = now
+        wait_until(lambda: lab.bedrock()["calls"] == calls + readers, "every reader's call")
+        rested(server)
         points: list[tuple[float, float]] = []
         began = time.monotonic()
         while time.monotonic() - began < seconds:
@@ -137,6 +130,18 @@ def stalled(lab: Lab, results: Results, seconds: float, readers: int = 200) -> N
 def first_call(lab: Lab, server: Running) -> None:
     """One answer, so that what the first one opens and imports is there."""
     lab.measure(server, "sse", events=2)
+
+
+def rested(server: Running) -> None:
+    """Wait until the proxy has next to nothing to do for three seconds."""
+    quiet = 0
+    last = machine.cpu(server.pid)
+    end = time.monotonic() + 120
+    while quiet < 3 and time.monotonic() < end:
+        time.sleep(1)
+        now = machine.cpu(server.pid)
+        quiet = quiet + 1 if now - last < 0.1 else 0
+        last = now
 
 
 def wait_until(met: Callable[[], bool], what: str, timeout: float = 90.0) -> None:

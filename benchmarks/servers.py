@@ -1,6 +1,7 @@
 """Everything that is measured, each in processes of its own: the proxy, its stores, the bare spikes."""
 
 import contextlib
+import importlib
 import os
 import queue
 import shutil
@@ -326,8 +327,9 @@ def upstreams() -> dict[str, dict[str, str]]:
     if "upstream" not in {each.name for each in fields(Settings)}:
         return {}
     found = {"boto3": {"BEDROCK_PROXY_UPSTREAM": "boto3"}}
-    async_way = ROOT / "adapters/bedrock_proxy_adapters/upstream/aio.py"
-    if async_way.is_file():
+    # `auto` is boto3 too where the extra `async` is not installed.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("bedrock_proxy_adapters.upstream.aio")
         found["async"] = {"BEDROCK_PROXY_UPSTREAM": "auto"}
     return found
 
