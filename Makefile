@@ -9,11 +9,11 @@ BIN    := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench wheel lambda-zip clean
+.PHONY: help demo test test-slow lint bench profile wheel lambda-zip clean
 
 help:
 	@sed -n '2,4p' Makefile | sed 's/^# *//'
-	@echo "  also: make lint, test-slow, bench, wheel, lambda-zip, clean"
+	@echo "  also: make lint, test-slow, bench, profile, wheel, lambda-zip, clean"
 
 $(VENV)/.venv-made:
 	@sh scripts/make-venv "$(PYTHON)" "$(VENV)"
@@ -48,6 +48,9 @@ test-slow: $(VENV)/.dev-installed
 
 bench: $(VENV)/.dev-installed
 	$(BIN)/python -m benchmarks $(ARGS)
+
+profile: $(VENV)/.dev-installed
+	$(BIN)/python -m benchmarks.profile $(ARGS)
 
 wheel: $(VENV)/.dev-installed
 	$(BIN)/python -m build --wheel --outdir dist

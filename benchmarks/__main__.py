@@ -11,9 +11,9 @@ import argparse
 import time
 from pathlib import Path
 
-from benchmarks import cases, lab, loads, machine, report
+from benchmarks import cases, lab, loads, machine, publish, report
 
-RARE = frozenset({"S2-1", "S2-1000", "L2", "L5", "L9"})
+RARE = frozenset({"S2-1", "S2-1000", "L2", "L4", "L5", "L9"})
 """What takes long, or needs much of the machine: with ``--all``, or by name."""
 
 NAMES = frozenset(
@@ -31,8 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=0.5, help="of the soak, L5 (15 is its own)"
     )
-    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="also draw the result")
-    parser.add_argument("--publish", action="store_true", help="into the documentation too")
+    parser.add_argument("--publish", action="store_true", help="in the documentation too")
     options = parser.parse_args()
     unknown = set(options.case) - NAMES
     if unknown:
@@ -66,6 +65,9 @@ def main() -> None:
     print(f"\n{report.table(said)}\n")
     for line in report.ratios(said):
         print(line)
+    if options.publish:
+        publish.publish(said)
+        print(f"\npublished: {publish.REFERENCE}, {publish.PAGE}")
     print(f"\n{options.json}, after {said['seconds']} s")
 
 

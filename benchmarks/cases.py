@@ -77,11 +77,11 @@ CASES: Final = {
             streams=8,
             repeat=5,
             rounds=7,
-            budget=40,
+            budget=20,
         ),
         _stream("S2-1", 1, 3, 60),
-        _stream("S2-100", 100, 3, 75),
-        _stream("S2-500", 500, 3, 75),
+        _stream("S2-100", 100, 3, 50),
+        _stream("S2-500", 500, 3, 45),
         _stream("S2-1000", 1_000, 3, 75),
         Case(
             name="N1",
@@ -89,7 +89,7 @@ CASES: Final = {
             unit=PER_REQUEST,
             repeat=300,
             plain=True,
-            budget=25,
+            budget=12,
         ),
         Case(
             name="N1-16",
@@ -98,7 +98,7 @@ CASES: Final = {
             streams=16,
             repeat=40,
             plain=True,
-            budget=25,
+            budget=12,
         ),
     )
 }

@@ -41,14 +41,17 @@ def steady(lab: Lab, results: Results) -> None:
     """L1: 1,000 streams, ten events a second each; how much later every event comes."""
     with running(target(), lab.port) as server:
         reading = lab.measure(
-            server, "sse", streams=1_000, events=100, pace=0.1, ramp=4.0, record=True
-        )
+            server, "sse", streams=1_000, events=100, pace=0.1, ramp=4.0,
+            record=True, any_status=True,
+        )  # fmt: skip
         sent: dict[str, list[float]] = lab.bedrock()["sent"]
     came: dict[str, list[float]] = reading.told["came"]
+    errors = reading.requests - len(came)
+    results.add("L1", server.target, errors, "errors", goal=0.0)
     begun = max(times[0] for times in sent.values())
     late: list[float] = []
-    for number, times in sent.items():
-        pairs = zip(times, came[number], strict=True)
+    for number, arrived in came.items():
+        pairs = zip(sent[number], arrived, strict=True)
         late += [(there - here) * 1000 for here, there in pairs if here >= begun]
     if not late:
         results.note("L1: the last stream began when the first had ended: nothing to count.")
@@ -161,15 +164,18 @@ def soak(lab: Lab, results: Results, minutes: float) -> None:
     with running(target(), lab.port) as server:
         assert server.books is not None
         points: list[tuple[float, float]] = []
-        asked = whole = 0
+        asked = whole = refused = 0
         began = time.monotonic()
         while time.monotonic() - began < minutes * 60:
             # The books are looked at in the end: who left may still be read on for.
             reading = lab.measure(
-                server, "sse", streams=200, events=50, pace=0.02, abort=0.2, settled=False
-            )
-            asked += reading.requests
-            whole += reading.told["statuses"]["200"]
+                server, "sse", streams=200, events=50, pace=0.02, abort=0.2,
+                settled=False, any_status=True,
+            )  # fmt: skip
+            answered = reading.told["statuses"].get("200", 0)
+            asked += answered + reading.told["aborted"]
+            whole += answered
+            refused += reading.requests - answered - reading.told["aborted"]
             points.append((time.monotonic() - began, machine.rss(server.pid)))
         wait_until(lambda: server.books.leases() == 0, "every lease to end")  # type: ignore[union-attr]
         rows, tokens = server.books.count()
@@ -190,6 +196,7 @@ def soak(lab: Lab, results: Results, minutes: float) -> None:
         tokens=tokens,
         points=points,
     )
+    results.add("L5", server.target, refused, "requests refused", goal=0.0)
     if minutes < 10:
         results.note(f"L5 ran {minutes:g} minutes: its slope is judged from 10 on (--minutes 15).")
 
@@ -197,6 +204,7 @@ def soak(lab: Lab, results: Results, minutes: float) -> None:
 def overload(lab: Lab, results: Results, seconds: float = 6.0, bound: int = 100) -> None:
     """L6: twice the streams there may be: how fast the rest is refused, and what still goes through."""
     how = {"events": 25, "pace": 0.02, "seconds": seconds, "any_status": True, "wait": 0.25}
+    how["ramp"] = 1.5
     with running(target(), lab.port, BEDROCK_PROXY_MAX_STREAMS=str(bound)) as server:
         first_call(lab, server)
         alone = lab.measure(server, "sse", streams=bound, **how)  # type: ignore[arg-type]

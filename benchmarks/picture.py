@@ -20,9 +20,9 @@ PANELS: Final = (
     ("S2-100", "S2-100: 100 streams, an event every 20 ms", 1),
     ("S2-500", "S2-500: 500 streams, an event every 20 ms", 1),
 )
-LEFT: Final = 268
+LEFT: Final = 306
 RIGHT: Final = 60
-WIDTH: Final = 860
+WIDTH: Final = 880
 BAR: Final = 18
 GAP: Final = 6
 STYLE: Final = """
@@ -48,19 +48,19 @@ STYLE: Final = """
 
 
 def _scale(values: list[float]) -> tuple[float, float]:
-    """The whole decades around *values*."""
-    low = 10 ** math.floor(math.log10(min(values)))
-    high = 10 ** math.ceil(math.log10(max(values)))
+    """From the decade below *values* to the next tick above them."""
+    low = 10.0 ** math.floor(math.log10(min(values)))
+    high = next(tick for tick in _ticks(low, max(values) * 10) if tick >= max(values))
     return low, high if high > low else low * 10
 
 
 def _ticks(low: float, high: float) -> list[float]:
     found: list[float] = []
     decade = low
-    while decade < high:
-        found += [decade, decade * 2, decade * 5]
+    while decade <= high:
+        found += [tick for tick in (decade, decade * 2, decade * 5) if tick <= high]
         decade *= 10
-    return [*found, high]
+    return found
 
 
 def draw(said: dict[str, Any]) -> str:
@@ -80,6 +80,7 @@ def draw(said: dict[str, Any]) -> str:
     if not panels:
         raise ValueError("The result has none of the cases that the picture shows.")
     low, high = _scale([value for _, _, bars in panels for _, _, value in bars])
+    spans: list[tuple[float, float]] = []
     span = WIDTH - LEFT - RIGHT
 
     def x(value: float) -> float:
@@ -92,6 +93,7 @@ def draw(said: dict[str, Any]) -> str:
     for title, digits, bars in panels:
         drawn.append(f'<text class="case" x="24" y="{y:.0f}">{escape(title)}</text>')
         y += 12
+        tops = y - 4
         proxies = [name for name, _, _ in bars if name.startswith("serve")]
         for name, label, value in bars:
             kind = "spike" if name not in proxies else "proxy" if name == proxies[0] else "second"
@@ -105,15 +107,19 @@ def draw(said: dict[str, Any]) -> str:
                 f'<text x="{x(value) + 6:.1f}" y="{middle:.1f}">{value:.{digits}f}</text>',
             ]
             y += BAR + GAP
+        spans.append((tops, y))
         y += 30
     bottom = y - 30
     grid: list[str] = []
     for tick in _ticks(low, high):
-        at = x(tick)
+        at = f"{x(tick):.1f}"
         grid += [
-            f'<line class="grid" x1="{at:.1f}" y1="102" x2="{at:.1f}" y2="{bottom:.0f}"/>',
-            f'<text class="quiet" x="{at:.1f}" y="{bottom + 18:.0f}" text-anchor="middle">{tick:g}</text>',
+            f'<line class="grid" x1="{at}" y1="{above:.0f}" x2="{at}" y2="{below:.0f}"/>'
+            for above, below in spans
         ]
+        grid.append(
+            f'<text class="quiet" x="{at}" y="{bottom + 16:.0f}" text-anchor="middle">{tick:g}</text>'
+        )
     machine = said["machine"]
     packages = machine["packages"]
     versions = [f"Python {machine['python']}"]

@@ -11,6 +11,16 @@ from benchmarks.cases import Results
 RESULTS: Final = Path(__file__).parent / "results"
 LATEST: Final = RESULTS / "latest.json"
 
+DIALECTS: Final = {
+    "sse": "simple, SSE",
+    "plain": "simple, SSE",
+    "array": "simple, JSON array",
+    "invoke": "Bedrock, InvokeModel",
+    "invoke-plain": "Bedrock, InvokeModel",
+    "converse": "Bedrock, Converse",
+    "converse-plain": "Bedrock, Converse",
+}
+
 COLUMNS: Final = (
     ("S1", "S1", 1),
     ("S2-100", "S2-100", 1),
@@ -67,20 +77,70 @@ def table(said: dict[str, Any]) -> str:
     """The comparison, as Markdown that reads well in a terminal too."""
     named = rows(said)
     shown = [c for c in COLUMNS if any(find(said, c[0], name) is not None for name, _ in named)]
-    width = max([len(label) for _, label in named], default=0)
+    if not shown:
+        return ""
+    width = max(len(label) for _, label in named)
+    # Figures of five places stay in their columns.
+    wide = [max(len(title), 5) for _, title, _ in shown]
+    titles = " | ".join(f"{title:>{w}}" for (_, title, _), w in zip(shown, wide, strict=True))
     lines = [
-        f"| {'':{width}} | " + " | ".join(title for _, title, _ in shown) + " |",
-        f"|:{'-' * width}-|"
-        + "|".join("-" * (len(title) + 1) + ":" for _, title, _ in shown)
-        + "|",
+        f"| {'':{width}} | {titles} |",
+        f"|:{'-' * width}-|" + "|".join("-" * (w + 1) + ":" for w in wide) + "|",
     ]
     for name, label in named:
         cells: list[str] = []
-        for case, title, digits in shown:
+        for (case, _, digits), w in zip(shown, wide, strict=True):
             value = find(said, case, name)
-            cells.append(f"{'–' if value is None else f'{value:.{digits}f}':>{len(title)}}")
+            cells.append(f"{'–' if value is None else f'{value:.{digits}f}':>{w}}")
         lines.append(f"| {label:{width}} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _grid(titles: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table; columns that hold figures lean to the right."""
+    rule = [":--" if column == 0 else "--:" for column in range(len(titles))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [titles, rule, *lines])
+
+
+def breadth_table(said: dict[str, Any]) -> str:
+    """The first proxy's other dialects, and the other stores and hosts."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for figure in said["figures"]:
+        if figure["kind"] != "proxy" or figure["case"] not in ("S1", "S2-100", "N1"):
+            continue
+        spoken = DIALECTS.get(figure["dialect"])
+        usual = figure["store"] == "sqlite" and figure["host"] == "serve"
+        if spoken is None or (usual and spoken == DIALECTS["sse"]):
+            continue
+        cells = found.setdefault((figure["label"], spoken), {})
+        cells[figure["case"]] = figure["value"]
+    cases = [
+        case for case in ("S1", "S2-100", "N1") if any(case in each for each in found.values())
+    ]
+    lines = [
+        [label, spoken, *(f"{cells[case]:.1f}" if case in cells else "–" for case in cases)]
+        for (label, spoken), cells in found.items()
+    ]
+    return _grid(["", "dialect", *cases], lines)
+
+
+def loads_table(said: dict[str, Any]) -> str:
+    """What was measured of L1 to L9, with the targets."""
+    lines: list[list[str]] = []
+    for figure in said["figures"]:
+        if not figure["case"].startswith("L"):
+            continue
+        value, goal, least = figure["value"], figure.get("goal"), figure.get("at_least")
+        target, met = "–", ""
+        if goal is not None:
+            target, met = f"≤ {goal:g}", "met" if value <= goal else "**missed**"
+        elif least is not None:
+            target, met = f"≥ {least:g}", "met" if value >= least else "**missed**"
+        if not figure.get("timely", True):
+            met = "not valid: the load's core was saturated"
+        of = "" if figure["kind"] == "fake" else figure["label"]
+        lines.append([figure["case"], of, f"{value:.2f} {figure['unit']}", target, met])
+    return _grid(["", "", "measured", "target", ""], lines)
 
 
 def ratios(said: dict[str, Any], yardstick: str = "aiohttp") -> list[str]:

@@ -59,6 +59,7 @@ class Process:
 
     popen: "subprocess.Popen[str]"
     lines: "queue.Queue[str | None]"
+    reader: threading.Thread
 
     @property
     def pid(self) -> int:
@@ -95,6 +96,7 @@ class Process:
         except subprocess.TimeoutExpired:
             self.popen.kill()
             self.popen.wait()
+        self.reader.join(10)
 
 
 def start(
@@ -104,12 +106,13 @@ def start(
     folder: Path | None = None,
     *,
     lines_of: str = "stdout",
+    program: str = sys.executable,
 ) -> Process:
-    """Run Python with *arguments* on a *core*; its output's or errors' lines are kept."""
+    """Run Python, or another *program*, on a *core*; its output's or errors' lines are kept."""
     env = clean_environment() if environment is None else environment
     apart = {"stdout": subprocess.DEVNULL, "stderr": None}
     popen = subprocess.Popen(
-        [sys.executable, *arguments],
+        [program, *arguments],
         env=env,
         cwd=folder,
         stdin=subprocess.PIPE,
@@ -121,12 +124,14 @@ def start(
     lines: queue.Queue[str | None] = queue.Queue()
 
     def read() -> None:
-        for line in getattr(popen, lines_of):
-            lines.put(line.rstrip("\n"))
+        with getattr(popen, lines_of) as pipe:
+            for line in pipe:
+                lines.put(line.rstrip("\n"))
         lines.put(None)
 
-    threading.Thread(target=read, daemon=True).start()
-    return Process(popen, lines)
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    return Process(popen, lines, reader)
 
 
 def clean_environment(**more: str) -> dict[str, str]:
@@ -359,13 +364,12 @@ def running(
 def environment_for(target: Target, bedrock: int, url: str, **settings: str) -> dict[str, str]:
     endpoint = f"http://127.0.0.1:{bedrock}"
     inherited = {k: v for k, v in os.environ.items() if k == "AWS_ENDPOINT_URL_DYNAMODB"}
+    ours = {"BEDROCK_PROXY_STORE": url, "BEDROCK_PROXY_MAX_STREAMS": STREAMS, **settings}
     return clean_environment(
         **aws(AWS_ENDPOINT_URL_BEDROCK_RUNTIME=endpoint),
         **inherited,
         **upstreams().get(target.upstream, {}),
-        BEDROCK_PROXY_STORE=url,
-        BEDROCK_PROXY_MAX_STREAMS=STREAMS,
-        **settings,
+        **ours,
     )
 
 
