@@ -1,10 +1,11 @@
 """
-The two emulators of DynamoDB, each in a process of its own on a free port of the loopback
+Emulators of DynamoDB, each in a process of its own on a free port of the loopback
 interface, gone when the tests end.
 
 Neither is DynamoDB. dynalite is strict about paths, and knows neither transactions nor the
 image of a failed condition; ministack knows both, and is lenient. A store that passes on both
-leans on neither's weakness.
+leans on neither's weakness. moto checks a condition and writes in two steps, with a thread
+for each request: the checks of atomicity must find that out.
 """
 
 import atexit
@@ -30,8 +31,9 @@ from bedrock_proxy_adapters.stores.dynamodb import create_table
 
 TOOLS = Path(__file__).resolve().parents[2] / ".tools"
 
-Name = Literal["dynalite", "ministack"]
+Name = Literal["dynalite", "ministack", "moto"]
 NAMES: tuple[Name, ...] = ("dynalite", "ministack")
+"""Those that are atomic, as DynamoDB is."""
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "emulated",
@@ -82,6 +84,8 @@ class Emulator:
         if self.name == "dynalite":
             command = [node(), str(_program("dynalite")), "--host", "127.0.0.1"]
             command += ["--port", str(self.port), "--createTableMs", "0"]
+        elif self.name == "moto":
+            command = [str(_program("moto")), "-H", "127.0.0.1", "-p", str(self.port)]
         else:
             command = [str(_program("ministack"))]
             environment |= {
@@ -134,6 +138,7 @@ def _program(name: Name) -> Path:
     path = {
         "dynalite": TOOLS / "dynalite" / "node_modules" / "dynalite" / "cli.js",
         "ministack": TOOLS / "ministack" / "bin" / "ministack",
+        "moto": TOOLS / "moto" / "bin" / "moto_server",
     }[name]
     if not path.is_file():
         missing(f"{name} is not installed (scripts/dynamodb-tools does that)")
