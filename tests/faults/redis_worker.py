@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.contracts.stories import NOON, ask, used
-from tests.faults.accounting_worker import Log, die, now_ms
+from tests.faults.accounting_worker import now_ms
+from tests.faults.served import STEPS, Call, serve
 
 from bedrock_proxy import admission
 from bedrock_proxy.admission import AdmissionRequest, Grant, Refusal
@@ -21,98 +22,19 @@ from bedrock_proxy.errors import StoreUnavailable
 from bedrock_proxy_adapters.stores.redis import RedisStore
 from bedrock_proxy_adapters.stores.redis.connection import Line
 from bedrock_proxy_adapters.stores.rows import dump_state
-from bedrock_proxy_adapters.stores.spool import Spool
 
-FAILPOINTS = [
-    "admit: not sent",
-    "admit: sent, not told",
-    "admitted",
-    "called",
-    "usage known",
-    "finish: not sent",
-    "finish: sent, not told",
-    "settled",
-    "reaper: not sent",
-    "reaper: one of several settled",
-    "spool: written",
-    "replay: one settled, still in the file",
-]
-
-
-class DiesAt:
-    """Kills the process before or after the n-th run of a script."""
-
-    def __init__(self, script: str, nth: int, *, after: bool) -> None:
-        self.script, self.nth, self.after = script, nth, after
-        self.original = Line.run
-
-    def arm(self) -> None:
-        seen = 0
-
-        def run(line: Line, name: str, *args: Any) -> Any:
-            nonlocal seen
-            seen += name == self.script
-            dies = name == self.script and seen == self.nth
-            if dies and not self.after:
-                die()
-            reply = self.original(line, name, *args)
-            if dies:
-                die()
-            return reply
-
-        Line.run = run  # type: ignore[assignment,method-assign]
-
-
-SENT = {
-    "admit: not sent": DiesAt("admit", 2, after=False),
-    "admit: sent, not told": DiesAt("admit", 2, after=True),
-    "finish: not sent": DiesAt("finish", 2, after=False),
-    "finish: sent, not told": DiesAt("finish", 2, after=True),
-    "reaper: not sent": DiesAt("finish", 1, after=False),
-    "reaper: one of several settled": DiesAt("finish", 2, after=True),
-    "replay: one settled, still in the file": DiesAt("finish", 1, after=True),
+CALLS = {
+    "admit: not sent": Call("admit", "admit"),
+    "admit: sent, not told": Call("admit", "admit", after=True),
+    "finish: not sent": Call("finish", "finish"),
+    "finish: sent, not told": Call("finish", "finish", after=True),
+    "reaper: not sent": Call("reaper", "finish"),
+    "reaper: one of several settled": Call("reaper", "finish", 2, after=True),
+    "replay: one settled, still in the file": Call("replay", "finish", after=True),
 }
+"""The scripts at which a process may be killed."""
 
-
-def serve(
-    store: RedisStore, folder: Path, name: str, failpoint: str, count: int, lease: int
-) -> None:
-    """Requests one after the other; at the second, the process dies at *failpoint*."""
-    log, keeps = Log(folder / "upstream.log"), Spool(folder / "spool")
-    upkeep = failpoint.startswith(("reaper", "replay"))
-    spools = failpoint.startswith(("spool", "replay"))
-
-    def here(place: str) -> None:
-        if number == 1 and place == failpoint:
-            die()
-
-    if failpoint in SENT and not upkeep:
-        SENT[failpoint].arm()
-    for number in range(count):
-        request = ask(f"{name}-{number}", now_ms(), lease_ms=lease)
-        decision = store.admit(request)
-        assert isinstance(decision, Grant)
-        here("admitted")
-        log.say(called=request.request_id)
-        here("called")
-        record = used(decision.lease, 10 + number)
-        here("usage known")
-        if spools:
-            keeps.append(record, decision.lease)
-            here("spool: written")
-        else:
-            store.finish(record, decision.lease)
-        log.say(told=request.request_id, tokens=record.token_count)
-        here("settled")
-    if upkeep:
-        for number in range(3):
-            store.admit(ask(f"{name}-left-{number}", now_ms(), lease_ms=1))
-            log.say(called=f"{name}-left-{number}")
-        time.sleep(0.01)
-        SENT[failpoint].arm()
-        if failpoint.startswith("reaper"):
-            store.reap(now_ms())
-    keeps.replay(store.finish)
+FAILPOINTS = [*CALLS, *STEPS]
 
 
 def burst(store: RedisStore, name: str, count: int) -> int:
@@ -176,7 +98,10 @@ def main() -> None:
     match mode:
         case "serve":
             folder, failpoint, count, lease = rest
-            serve(store, Path(folder), name, failpoint, int(count), int(lease))
+            serve(
+                *(store, Path(folder), name, failpoint, int(count), int(lease), CALLS),
+                lambda call: call.arm(Line, "run"),
+            )
         case "burst":
             if rest[0] == "get-then-set":
                 get_then_set(store)

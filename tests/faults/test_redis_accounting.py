@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.contracts.stories import LEASE_MS, add, ask, rows, used
+from tests.contracts.stories import add, ask, rows, used
 from tests.faults.redis_worker import FAILPOINTS, now_ms
+from tests.faults.served import audit as audited
 from tests.faults.test_accounting import assert_exact, check_rate
 from tests.servers.redis import shared
 
@@ -187,30 +188,11 @@ def test_T03_thirty_rounds_of_kills(place: Place) -> None:
 
 
 def audit(place: Place) -> int:
-    """Everything that must be true once the spool is replayed and the reaper has run."""
+    """See :func:`tests.faults.served.audit`."""
     store = RedisStore.from_url(place.url, clock="caller", reap_at_admission=False)
-    Spool(place.folder / "spool").replay(store.finish)
-    while store.reap(now_ms() + 2 * LEASE_MS):
-        pass
-    lines = (place.folder / "upstream.log").read_text().splitlines()
-    facts = [json.loads(line) for line in lines]
-    called = {fact["called"] for fact in facts if "called" in fact}
-    told = {fact["told"]: fact["tokens"] for fact in facts if "told" in fact}
-    found = rows(store)
-    ids = [row.request_id for row in found]
-    assert len(ids) == len(set(ids)), "a request has two rows"
-    assert called <= set(ids), f"lost: {called - set(ids)}"
-    for row in found:
-        if row.request_id in told:
-            assert row.token_count == told[row.request_id]
-            assert row.state == "final"
-    assert store.open_leases() == ()
-    state = store.gate_state("ann")
-    today = [row for row in found if row.admitted_at // 86_400_000 == state.day]
-    assert state.day_requests == len(today)
-    assert state.day_tokens == sum(row.token_count for row in today)
+    called = audited(store, place.folder)
     store.close()
-    return len(called)
+    return called
 
 
 def die_at(failpoint: str, place: Place, name: str) -> None:

@@ -8,14 +8,34 @@ import contextlib
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from tests.contracts.stories import NOON, ask, used
+from tests.faults.served import STEPS, Call, serve
 
 from bedrock_proxy.admission import Grant
 from bedrock_proxy.errors import StoreUnavailable
 from bedrock_proxy_adapters.stores.dynamodb import DynamoDBStore, connection, gate
 from bedrock_proxy_adapters.stores.dynamodb.expressions import Update
+
+CALLS = {
+    "admit: not sent": Call("admit", "update_item"),
+    "admit: sent, not told": Call("admit", "update_item", after=True),
+    "row: not sent": Call("finish", "put_item"),
+    "row: sent, not told": Call("finish", "put_item", after=True),
+    "settlement: not sent": Call("finish", "update_item"),
+    "settlement: sent, not told": Call("finish", "update_item", after=True),
+    "reaper: row not sent": Call("reaper", "put_item"),
+    "reaper: row sent, not settled": Call("reaper", "put_item", after=True),
+    "reaper: one of several settled": Call("reaper", "update_item", 2, after=True),
+    "replay: row not sent": Call("replay", "put_item"),
+    "replay: row sent, not settled": Call("replay", "put_item", after=True),
+    "replay: one settled, still in the file": Call("replay", "update_item", after=True),
+}
+"""The calls of DynamoDB at which a process may be killed."""
+
+FAILPOINTS = [*CALLS, *STEPS]
 
 
 def now_ms() -> int:
@@ -113,6 +133,12 @@ def main() -> None:
             if defect == "get-then-set":
                 get_then_set()
             result = burst(store, name, int(count))
+        case "serve":
+            folder, failpoint, count, lease = rest
+            serve(
+                *(store, Path(folder), name, failpoint, int(count), int(lease), CALLS),
+                lambda call: call.arm(connection.Table, "attempt"),
+            )
         case "heard":
             result = heard(store, name, int(rest[0]))
         case "saturate":

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.adapters.stores.dynamodb_worker import now_ms
+from tests.adapters.stores.dynamodb_worker import FAILPOINTS, now_ms
 from tests.contracts.stories import add, ask, rows
+from tests.faults.served import audit
 from tests.faults.test_accounting import assert_exact, check_rate
 from tests.servers import dynamodb
 
@@ -205,3 +206,59 @@ def test_T03_A02_killed_processes_leave_neither_leases_nor_gaps_nor_doubles() ->
 def test_T03_A02_many_kills() -> None:
     # dynalite itself ends when a client breaks off within a request.
     hold_and_kill(Shared(dynamodb.shared("ministack")), 15, 8, 3, 1_000)
+
+
+# --- A: accounting --------------------------------------------------------------------------------
+
+
+def die_at(failpoint: str, shared: Shared, folder: Path, name: str) -> None:
+    (worker,) = shared.workers(1, "serve", folder, failpoint, 3, 60_000, prefix=name)
+    worker.communicate(timeout=120)
+    assert worker.returncode == -9, f"it did not die at {failpoint!r}"
+
+
+def kill_at(failpoint: str, folder: Path, times: int) -> None:
+    shared = Shared(dynamodb.shared("ministack"))
+    add(shared.store)
+    for turn in range(times):
+        die_at(failpoint, shared, folder, f"t{turn}-")
+    called = audit(shared.store, folder)
+    assert called >= times
+    print(f"A01 {failpoint}: {times} kills, {called} calls, 0 lost, 0 double, 0 leaked")
+    shared.store.close()
+
+
+@pytest.mark.parametrize("failpoint", FAILPOINTS)
+def test_A01_killed_at_any_step_nothing_is_lost_or_doubled(failpoint: str, tmp_path: Path) -> None:
+    kill_at(failpoint, tmp_path, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failpoint", FAILPOINTS)
+def test_A01_killed_fifty_times_at_each_step(failpoint: str, tmp_path: Path) -> None:
+    kill_at(failpoint, tmp_path, 50)
+
+
+def kill_at_random(folder: Path, rounds: int, processes: int) -> None:
+    shared = Shared(dynamodb.shared("ministack"))
+    add(shared.store)
+    for turn in range(rounds):
+        workers = shared.workers(
+            processes, "serve", folder, "never", 100_000, 60_000, prefix=f"t{turn}p"
+        )
+        for worker in workers:
+            time.sleep(random.uniform(0, 0.1))
+            worker.kill()
+            worker.communicate()
+    called = audit(shared.store, folder)
+    print(f"A02: {rounds * processes} kills, {called} calls, 0 lost, 0 double, 0 leaked")
+    shared.store.close()
+
+
+def test_A02_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+    kill_at_random(tmp_path, 1, 4)
+
+
+@pytest.mark.slow
+def test_A02_a_thousand_kills(tmp_path: Path) -> None:
+    kill_at_random(tmp_path, 125, 8)
