@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Literal
 from urllib.parse import quote, urlsplit
 
@@ -112,6 +113,7 @@ class AsyncUpstream:
             ready = keys is not None or self._bearer is not None
             connection = way.pool.take() if ready and len(call.body) < _LONG_BODY else None
             if connection is not None:
+                reply.again = partial(self._again, way, reply, call)
                 connection.send(reply, self._request(call, keys), call.body)
                 return reply
         except Exception as error:  # noqa: BLE001 -- the flow hears of it where it asks for the head
@@ -132,13 +134,28 @@ class AsyncUpstream:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(way.pool.close)
 
-    async def _open(self, way: "_Way", reply: Reply, call: UpstreamCall) -> None:
+    def _again(self, way: "_Way", reply: Reply, call: UpstreamCall) -> None:
+        """
+        The kept connection was closed under the request, before anything was heard: send it on a
+        new one. Bedrock has not answered it, and an answer is all that a call can change.
+        """
+        reply.opening = asyncio.get_running_loop().create_task(
+            self._open(way, reply, call, kept=False)
+        )
+
+    async def _open(
+        self, way: "_Way", reply: Reply, call: UpstreamCall, *, kept: bool = True
+    ) -> None:
         connection: Connection | None = None
         try:
             keys = None
             if self._bearer is None:
                 keys = way.credentials.at_hand() or await way.credentials.fetch()
-            connection = way.pool.take() or await way.pool.connect()
+            connection = way.pool.take() if kept else None
+            if connection is None:
+                connection = await way.pool.connect()
+            else:
+                reply.again = partial(self._again, way, reply, call)
             if len(call.body) < _LONG_BODY:
                 request = self._request(call, keys)
             else:

@@ -59,7 +59,7 @@ class Reply:
 
     __slots__ = (
         "_chunks", "_closed", "_deadline", "_ended", "_failure", "_head", "_loop", "_size",
-        "_thread", "_timer", "_waiter", "carrier", "opening",
+        "_thread", "_timer", "_waiter", "again", "carrier", "opening",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -77,6 +77,7 @@ class Reply:
         self._timer: asyncio.TimerHandle | None = None
         self.carrier: Connection | None = None
         self.opening: asyncio.Task[None] | None = None
+        self.again: Callable[[], None] | None = None
 
     # --- the flow's side
 
@@ -243,6 +244,8 @@ class Connection(asyncio.BufferedProtocol):
         self._framed = False
         self._interim = False
         self._whole = True
+        self._kept = False
+        self._heard = False
         self._excess = False
         self._lasts = False
         self._paused = False
@@ -256,6 +259,7 @@ class Connection(asyncio.BufferedProtocol):
         self._reply = reply
         reply.carrier = self
         self._whole = False
+        self._heard = False
         self._transport.writelines((request, body))
 
     def go_on(self) -> None:
@@ -284,6 +288,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._heard = True
         try:
             self._parser.feed_data(self._buffer[:nbytes])
         except httptools.HttpParserError as error:
@@ -315,6 +320,14 @@ class Connection(asyncio.BufferedProtocol):
         if exc is None and reply.begun and not self._framed:
             reply.end()  # RFC 9112, section 6.3: such a body ends with its connection
             return
+        if self._kept and not self._heard:
+            # The server let go of it just as the request set out, as it may at any time
+            # (RFC 9112, section 9.3.1).
+            again, reply.again = reply.again, None
+            if again is not None:
+                reply.carrier = None
+                again()
+                return
         kind = "the connection ended" if exc is None else type(exc).__name__
         where = "within its body" if reply.begun else "before its head"
         reply.end((Trouble.BROKEN, f"{kind} {where}"))
@@ -360,6 +373,7 @@ class Connection(asyncio.BufferedProtocol):
             self._paused = False
             transport.resume_reading()
         if transport is not None and self._lasts and not self._excess:
+            self._kept = True
             self._pool.free(self)
         else:
             self.abort()

@@ -203,6 +203,72 @@ def test_an_idle_connection_that_the_server_closed_is_not_used(server):
     assert server.connections == 3
 
 
+@pytest.mark.parametrize("end", ["hang_up", "reset"])
+def test_a_request_on_a_kept_connection_that_was_closed_under_it_is_sent_on_a_new_one(end, server):
+    def script(wire, _):
+        if len(server.received) == 2:
+            getattr(wire, end)()
+        else:
+            wire.answer(b"whole")
+
+    server.script = script
+
+    async def story(upstream):
+        return [(await asked(upstream))[1] for _ in range(3)]
+
+    assert told(loops_upstream(server.url), story) == [b"whole"] * 3
+    assert [received.connection for received in server.received] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("end", ["hang_up", "reset"])
+def test_S24_where_anything_was_heard_or_the_connection_was_new_nothing_is_sent_again(end, server):
+    def script(wire, _):
+        if len(server.received) == 1:
+            wire.answer(b"{}")
+        elif len(server.received) == 2:
+            wire.send(b"HTTP/1.1 2")
+            time.sleep(0.05)
+            getattr(wire, end)()
+        else:
+            getattr(wire, end)()
+
+    server.script = script
+
+    async def story(upstream):
+        await asked(upstream)
+        begun = await failure(upstream.open(STREAM))
+        new = await failure(upstream.open(STREAM))
+        return begun.trouble, new.trouble
+
+    assert told(loops_upstream(server.url), story) == (Trouble.BROKEN, Trouble.BROKEN)
+    assert [received.connection for received in server.received] == [1, 1, 2]
+
+
+def test_a_call_that_was_closed_is_not_sent_again(server):
+    gone = threading.Event()
+
+    def script(wire, _):
+        if len(server.received) == 2:
+            gone.wait(SOON)
+            wire.hang_up()
+        else:
+            wire.answer(b"{}")
+
+    server.script = script
+
+    async def story(upstream):
+        await asked(upstream)
+        reply = upstream.open(STREAM)
+        await asyncio.sleep(0.05)
+        reply.close()
+        gone.set()
+        await asyncio.sleep(0.1)
+        return (await failure(reply)).trouble
+
+    assert told(loops_upstream(server.url), story) is Trouble.CLOSED
+    assert len(server.received) == 2
+
+
 def test_a_server_that_does_not_answer_the_connection_is_unreachable():
     """Its queue of connections is full: the kernel leaves the next one waiting."""
     with socket.socket() as full:
