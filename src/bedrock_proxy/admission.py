@@ -427,21 +427,18 @@ def limit_states(state: GateState, limits: Limits, live: int, at: int) -> tuple[
                 resets_in=CONCURRENCY_RETRY_AFTER if live else 0,
             )
         )
-    for name, cap, used in (
-        (Limit.REQUESTS_PER_DAY, limits.requests_per_day, now.day_requests),
-        (Limit.TOKENS_PER_DAY, limits.tokens_per_day, now.day_tokens),
-        (Limit.TOKENS_PER_MONTH, limits.tokens_per_month, now.month_tokens),
-        (Limit.COST_PER_DAY, limits.cost_per_day, now.day_cost),
-        (Limit.COST_PER_MONTH, limits.cost_per_month, now.month_cost),
+    day_ends = _seconds_to(_end_of_day(now), at)
+    month_ends = _seconds_to(_end_of_month(now), at)
+    for name, cap, used, resets_in in (
+        (Limit.REQUESTS_PER_DAY, limits.requests_per_day, now.day_requests, day_ends),
+        (Limit.TOKENS_PER_DAY, limits.tokens_per_day, now.day_tokens, day_ends),
+        (Limit.TOKENS_PER_MONTH, limits.tokens_per_month, now.month_tokens, month_ends),
+        (Limit.COST_PER_DAY, limits.cost_per_day, now.day_cost, day_ends),
+        (Limit.COST_PER_MONTH, limits.cost_per_month, now.month_cost, month_ends),
     ):
         if cap is not None:
             found.append(
-                LimitState(
-                    name=name,
-                    limit=cap,
-                    remaining=max(0, cap - used),
-                    resets_in=_seconds_to_roll(name, now, at),
-                )
+                LimitState(name=name, limit=cap, remaining=max(0, cap - used), resets_in=resets_in)
             )
     return tuple(found)
 
@@ -481,10 +478,19 @@ def _full(
 
 
 def _seconds_to_roll(name: Limit, now: GateState, at: int) -> int:
-    if name in {Limit.TOKENS_PER_MONTH, Limit.COST_PER_MONTH}:
-        end = start_of_month(now.month + 1)
-    else:
-        end = (now.day + 1) * DAY_MS
+    monthly = name in {Limit.TOKENS_PER_MONTH, Limit.COST_PER_MONTH}
+    return _seconds_to(_end_of_month(now) if monthly else _end_of_day(now), at)
+
+
+def _end_of_day(now: GateState) -> int:
+    return (now.day + 1) * DAY_MS
+
+
+def _end_of_month(now: GateState) -> int:
+    return start_of_month(now.month + 1)
+
+
+def _seconds_to(end: int, at: int) -> int:
     return -(-(end - at) // 1000)
 
 

@@ -28,11 +28,17 @@ class Usage:
 
     def updated(self, later: "Usage") -> "Usage":
         """These counts with every count that *later* states put in their place."""
+        # Written out: this runs for every part of an answer that states counts.
         return Usage(
-            *(
-                new if new is not None else old
-                for old, new in zip(self._row(), later._row(), strict=True)
-            )
+            self.input_tokens if later.input_tokens is None else later.input_tokens,
+            self.output_tokens if later.output_tokens is None else later.output_tokens,
+            self.cache_read_tokens if later.cache_read_tokens is None else later.cache_read_tokens,
+            self.cache_write_5m_tokens
+            if later.cache_write_5m_tokens is None
+            else later.cache_write_5m_tokens,
+            self.cache_write_1h_tokens
+            if later.cache_write_1h_tokens is None
+            else later.cache_write_1h_tokens,
         )
 
     def completed(self, fallback: "Usage") -> "Usage":
@@ -42,20 +48,23 @@ class Usage:
     @property
     def is_empty(self) -> bool:
         """Whether nothing at all was said."""
-        return all(count is None for count in self._row())
+        return (
+            self.input_tokens is None
+            and self.output_tokens is None
+            and self.cache_read_tokens is None
+            and self.cache_write_5m_tokens is None
+            and self.cache_write_1h_tokens is None
+        )
 
     @property
     def token_count(self) -> int:
         """Input + output + cache read + cache write, in tokens."""
-        return sum(count or 0 for count in self._row())
-
-    def _row(self) -> tuple[int | None, ...]:
         return (
-            self.input_tokens,
-            self.output_tokens,
-            self.cache_read_tokens,
-            self.cache_write_5m_tokens,
-            self.cache_write_1h_tokens,
+            (self.input_tokens or 0)
+            + (self.output_tokens or 0)
+            + (self.cache_read_tokens or 0)
+            + (self.cache_write_5m_tokens or 0)
+            + (self.cache_write_1h_tokens or 0)
         )
 
 
