@@ -177,7 +177,7 @@ class Transactions:
 
     def _opened(self) -> sqlite3.Connection:
         # Somebody who moves the file away must not leave us writing to a nameless one.
-        inode = self._path.stat().st_ino
+        inode = os.stat(self._path).st_ino  # noqa: PTH116 -- twice as fast, at every commit
         if self._connection is None or inode != self._inode:
             self._close()
             self._connection = schema.connect(self._path, synchronous=self._synchronous)
