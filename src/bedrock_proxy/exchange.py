@@ -10,7 +10,8 @@ import json
 
 from bedrock_proxy import cors, front, limits, routes, tokens
 from bedrock_proxy.admission import AdmissionRequest, Refusal
-from bedrock_proxy.course import Course, carry, say_terminal
+from bedrock_proxy.carry import carry, say_terminal
+from bedrock_proxy.course import Course
 from bedrock_proxy.customers import CustomerStatus, TokenOwner
 from bedrock_proxy.dialects.dialect import Call, Dialect
 from bedrock_proxy.drive import Ending, Interruption, Shutdown, insist

@@ -265,7 +265,7 @@ def test_S24_a_model_that_began_is_not_called_again_though_nothing_was_shown() -
 
 
 def test_a_held_answer_is_bounded_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bedrock_proxy.course.MAX_WHOLE", 1_000)
+    monkeypatch.setattr("bedrock_proxy.relay.MAX_WHOLE", 1_000)
     pieces = ["x" * 100] * 20
     it = converse(World().answers(claude(pieces), OK_HEAD), can_stream=False)
     found = json.loads(it.said)

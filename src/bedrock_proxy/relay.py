@@ -1,0 +1,329 @@
+"""
+Bedrock's answer on its way to the client: read, translated and said, with pings, renewals and
+timeouts while nothing comes.
+"""
+
+from collections.abc import Callable
+from typing import Final, Literal, TypeVar
+
+from bedrock_proxy import cors, faults
+from bedrock_proxy.answers import MAX_WHOLE
+from bedrock_proxy.course import Course
+from bedrock_proxy.dialects.dialect import Translation
+from bedrock_proxy.drive import Ending, insist
+from bedrock_proxy.effects import (
+    NOW,
+    Begin,
+    Effect,
+    Flow,
+    Now,
+    Read,
+    Renew,
+    ask,
+)
+from bedrock_proxy.errors import ClientFault, Code, ProxyError, StoreUnavailable
+from bedrock_proxy.http import Head, Headers
+from bedrock_proxy.ports import (
+    END,
+    SILENCE,
+    Instant,
+    Signal,
+    Trouble,
+    UpstreamReply,
+    UpstreamUnreachable,
+)
+from bedrock_proxy.usage import Outcome
+
+T = TypeVar("T")
+
+_MAX_ERROR_BODY: Final = 64 * 1024
+
+
+def relay(course: Course, reply: UpstreamReply, translation: Translation) -> Flow[None]:
+    """
+    The answer to one call, from Bedrock's head to its end.
+
+    Raises:
+        ProxyError: It is an error, or ended in one.
+    """
+    head = yield from _heard(course, translation, lambda within: Begin(reply, within))
+    course.upstream = head
+    if head.status >= 300:
+        body = yield from _error_body(course, reply, translation)
+        error = faults.from_reply(head, body, _sent(course))
+        if len(body) == _MAX_ERROR_BODY:
+            error.original = None  # it may have been cut
+        raise error
+    translation.begin(head)
+    if course.call.head_first:
+        yield from _say(course, translation, b"")
+    if course.call.hold:
+        yield from _relay_whole(course, reply, translation)
+    else:
+        yield from _relay_pieces(course, reply, translation)
+
+
+def _relay_pieces(course: Course, reply: UpstreamReply, translation: Translation) -> Flow[None]:
+    """
+    Each piece as it comes. While pieces come and go, a turn is one look at the clock, one read
+    and one thing said; all that takes time, or is due, is left to ``_heard`` and ``_say``.
+    """
+    steady = _Steady(course, reply)
+    while True:
+        now: Instant = yield NOW
+        if course.quiet_since is None and translation.heard and now.monotonic < steady.until:
+            course.quiet_since = now.monotonic
+            try:
+                got = yield steady.read
+            except UpstreamUnreachable as failure:
+                yield from _unreachable(course, failure)
+                raise
+            if got is SILENCE:
+                yield b""
+                got = yield from _heard(
+                    course, translation, lambda within: Read(reply, within), now
+                )
+                steady.look_ahead()
+        else:
+            got = yield from _heard(course, translation, lambda within: Read(reply, within), now)
+            steady.look_ahead()
+        if isinstance(got, bytes):
+            out = translation.feed(got)
+        else:
+            out = yield from _ended(course, translation)
+        fault = translation.fault
+        if out or translation.started:
+            if course.head_said and out:
+                try:
+                    yield out
+                except Ending as ending:
+                    if ending.unsaid:
+                        yield from insist(out)
+                    reason: Ending | None = ending
+                else:
+                    reason = None
+                course.quiet_since = None
+                course.all_said = translation.ended
+                if reason is not None and (got is not END or fault is not None):
+                    raise reason  # else all of it is out: there is nothing left to end
+            else:
+                try:
+                    yield from _say(course, translation, out)
+                except Ending:
+                    if got is not END or fault is not None or not course.head_said:
+                        raise
+        if fault is not None:
+            raise fault
+        if got is END:
+            return
+
+
+class _Steady:
+    """
+    What a turn of a stream under way needs, made once for many.
+
+    Attributes:
+        read: The next read, waiting as long as nothing else can be due.
+        until: From when on (monotonic) something may be: a renewal, or the longest duration.
+    """
+
+    __slots__ = ("_course", "read", "until")
+
+    def __init__(self, course: Course, reply: UpstreamReply) -> None:
+        rules = course.rules
+        self._course = course
+        within = min(rules.ping_every, rules.idle_timeout, rules.lease_ms / 2000)
+        self.read = Read(reply, within)
+        self.until = 0.0
+
+    def look_ahead(self) -> None:
+        """Find out anew when something is due."""
+        course = self._course
+        rules = course.rules
+        renewed = course.renewed_at or course.arrived.monotonic
+        last = course.arrived.monotonic + rules.max_duration - self.read.within
+        self.until = min(renewed + rules.lease_ms / 2000, last)
+
+
+def _relay_whole(course: Course, reply: UpstreamReply, translation: Translation) -> Flow[None]:
+    """Nothing before all of it is there."""
+    while True:
+        got = yield from _heard(course, translation, lambda within: Read(reply, within))
+        if isinstance(got, bytes):
+            out = translation.feed(got)
+        else:
+            out = yield from _ended(course, translation)
+        fault = translation.fault
+        if out:
+            course.held.append(out)
+            course.held_size += len(out)
+        if fault is None and course.held_size > MAX_WHOLE:
+            fault = faults.corrupt()
+        if fault is not None:
+            raise fault
+        if got is END:
+            break
+    yield from _say_whole(course, translation, b"".join(course.held))
+
+
+def _ended(course: Course, translation: Translation) -> Flow[bytes]:
+    """The upstream has ended: the last bytes of the answer."""
+    if not translation.ended:
+        yield b""  # if we closed it ourselves, this is where the flow hears why
+    course.read_out = True
+    return translation.finish()
+
+
+def _unreachable(course: Course, failure: UpstreamUnreachable) -> Flow[None]:
+    yield b""  # if we closed it ourselves, this is where the flow hears why
+    error = faults.from_trouble(failure.trouble)
+    if failure.trouble is Trouble.TIMEOUT:
+        course.failed(error, Outcome.TIMEOUT)
+    raise error from None
+
+
+def _heard(
+    course: Course,
+    translation: Translation,
+    effect: Callable[[float], Effect[T | Literal[Signal.SILENCE]]],
+    begun: Instant | None = None,
+) -> Flow[T]:
+    """
+    What comes next from upstream; pings, renewals and timeouts while it does not come.
+
+    Args:
+        begun: Since when it has been waited for; from now on, where None.
+    """
+    rules = course.rules
+    now: Instant = yield NOW
+    if begun is None:
+        begun = now
+    patience = rules.first_byte_timeout if not translation.heard else rules.idle_timeout
+    while True:
+        at = now.monotonic
+        yield from renew(course, now)
+        if course.quiet_since is None:
+            course.quiet_since = at
+        if at - begun.monotonic >= patience:
+            late = faults.stalled if translation.heard else faults.first_byte_late
+            course.failed(error := late(patience), Outcome.TIMEOUT)
+            raise error
+        if at - course.arrived.monotonic >= rules.max_duration:
+            course.failed(error := _too_long(rules.max_duration), Outcome.TIMEOUT)
+            raise error
+        if at - course.quiet_since >= rules.ping_every:
+            # Also where the model is busy with what this client does not see.
+            course.quiet_since = at
+            ping = b"" if course.call.hold else translation.ping()
+            if ping:
+                yield from _say(course, translation, ping)
+                course.quiet_since = at
+            else:
+                yield b""
+        within = min(
+            rules.ping_every - (at - course.quiet_since),
+            patience - (at - begun.monotonic),
+            rules.max_duration - (at - course.arrived.monotonic),
+            rules.lease_ms / 2000,
+        )
+        try:
+            got = yield from ask(effect(within))
+        except UpstreamUnreachable as failure:
+            yield from _unreachable(course, failure)
+            raise
+        if got is not SILENCE:
+            return got
+        yield b""
+        now = yield from ask(Now())
+
+
+def _say(course: Course, translation: Translation, out: bytes) -> Flow[None]:
+    """
+    Say *out*, after the head if that is not out yet. Once the head is out, *out* goes too
+    before the reply may end: what follows builds on it.
+    """
+    ending: Ending | None = None
+    if not course.head_said:
+        head = yield from _head(course, translation.headers())
+        try:
+            yield head
+        except Ending as early:
+            if early.unsaid:
+                course.head_said, course.first_byte = False, None
+                raise
+            ending = early
+    if out:
+        whole = translation.ended
+        later = yield from insist(out)
+        ending = ending or later
+        course.quiet_since = None
+        course.all_said = whole
+    if ending is not None:
+        raise ending
+
+
+def say_held(course: Course) -> Flow[None]:
+    """The answer will not be complete: what there is of it goes out, before its terminal error."""
+    translation = course.translation
+    if course.head_said or not course.call.hold or translation is None or not translation.started:
+        return
+    head = yield from _head(course, translation.headers())
+    yield from insist(head)
+    yield from insist(b"".join(course.held))
+
+
+def _say_whole(course: Course, translation: Translation, out: bytes) -> Flow[None]:
+    length = ("content-length", str(len(out)))
+    # The whole answer is at hand: saying it is the quickest way to end, and an error after
+    # its head would be taken for a part of it.
+    head = yield from _head(course, (*translation.headers(), length))
+    yield from insist(head)
+    if course.request.method != "HEAD":
+        yield from insist(out)
+    course.all_said = True
+
+
+def _head(course: Course, headers: Headers) -> Flow[Head]:
+    """The reply's head, to be said at once."""
+    now = yield from ask(Now())
+    course.head_said = True
+    course.first_byte = now.monotonic
+    request = course.request
+    shared = cors.headers(request, course.rules.cors_origins)
+    return Head(200, (*headers, ("x-request-id", request.request_id), *course.extra, *shared))
+
+
+def _error_body(course: Course, reply: UpstreamReply, translation: Translation) -> Flow[bytes]:
+    body = b""
+    while len(body) < _MAX_ERROR_BODY:
+        got = yield from _heard(course, translation, lambda within: Read(reply, within))
+        if not isinstance(got, bytes):
+            break
+        body += got
+    return body[:_MAX_ERROR_BODY]
+
+
+def renew(course: Course, now: Instant) -> Flow[None]:
+    """Keep the lease, once half its time is over."""
+    if course.renewed_at is None:
+        course.renewed_at = course.arrived.monotonic
+    if (now.monotonic - course.renewed_at) * 2000 < course.rules.lease_ms:
+        return
+    course.renewed_at = now.monotonic
+    try:
+        course.lease = yield from ask(Renew(course.lease, now.epoch_ms))
+    except StoreUnavailable:
+        return  # tried again at the next half; a reaper's estimate is corrected at the end
+
+
+def _sent(course: Course) -> str:
+    call = course.call.upstream
+    headers = (value for _, value in call.headers)
+    return " ".join((call.model_id, *headers, call.body.decode("utf-8", "replace")))
+
+
+def _too_long(seconds: float) -> ProxyError:
+    return ClientFault(
+        f"The answer took longer than {seconds:g} seconds, the most one call may take.",
+        Code.TIMEOUT,
+    )
