@@ -20,7 +20,7 @@ from tests.contracts.stories import NOON, ask, used
 from bedrock_proxy import accounts
 from bedrock_proxy.admission import Grant
 from bedrock_proxy.errors import StoreUnavailable
-from bedrock_proxy_adapters.stores import gate, ledger, spool, writer
+from bedrock_proxy_adapters.stores import gate, ledger, spool, transactions, writer
 from bedrock_proxy_adapters.stores.spool import Spool
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
 
@@ -82,12 +82,12 @@ PATCHED: dict[str, Callable[[], None]] = {
     "admit: decided, nothing written": lambda: _dies_before(gate, "save", 3),
     "admit: state written, no lease": lambda: _dies_after(gate, "save", 3),
     "admit: all written, not committed": lambda: _dies_after(gate, "admit", 2),
-    "admit: committed, not told": lambda: _dies_before(writer, "_deliver", 3),
+    "admit: committed, not told": lambda: _dies_before(writer, "deliver", 3),
     "settle: decided, nothing written": lambda: _dies_after(accounts, "enter", 2),
     "settle: row written, not the state": lambda: _dies_before(gate, "save", 4),
     "settle: state written, lease still there": lambda: _dies_before(gate, "drop_lease", 2),
     "settle: all written, not committed": lambda: _dies_after(ledger, "finish", 2),
-    "settle: committed, not told": lambda: _dies_before(writer, "_deliver", 4),
+    "settle: committed, not told": lambda: _dies_before(writer, "deliver", 4),
     "reaper: one of several settled": lambda: _dies_before(accounts, "estimated_row", 2),
     "reaper: all written, not committed": lambda: _dies_after(ledger, "reap", 1),
     "spool: written, not durable": lambda: _dies_before(spool.os, "fsync", 1),
@@ -212,7 +212,7 @@ def get_then_set() -> None:
 
 def deferred() -> None:
     """A defect: transactions that begin by reading, so that two may read the same."""
-    original = writer.schema.connect
+    original = transactions.schema.connect
 
     class Deferred:
         def __init__(self, connection: Any) -> None:
@@ -226,7 +226,7 @@ def deferred() -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(self._connection, name)
 
-    writer.schema.connect = lambda path: Deferred(original(path))  # type: ignore[assignment,return-value]
+    transactions.schema.connect = lambda path, **how: Deferred(original(path, **how))  # type: ignore[assignment,return-value]
     without_ticket()
 
 
@@ -235,7 +235,7 @@ def without_ticket() -> None:
     def held(self: Any) -> Generator[None]:
         yield
 
-    writer.Ticket.held = held  # type: ignore[method-assign]
+    transactions.Ticket.held = held  # type: ignore[method-assign]
 
 
 def main() -> None:

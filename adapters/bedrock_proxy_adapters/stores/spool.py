@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from threading import Lock
@@ -34,10 +33,6 @@ SPOOL_CAP: Final = 64 * 1024 * 1024
 
 HEADROOM: Final = 1024 * 1024
 """Bytes kept for the requests that were admitted before; about eight hundred rows."""
-
-
-LOOK_EVERY_S: Final = 0.1
-"""How long admission goes by the size it saw: :data:`HEADROOM` is for what comes meanwhile."""
 
 
 class SpoolFull(StoreUnavailable):
@@ -75,8 +70,6 @@ class Spool:
         self._broken = self.path.with_name(self.path.name + ".broken")
         self._cap = cap
         self._lock = Lock()
-        self._looked_at = -LOOK_EVERY_S
-        self._full = False
 
     @property
     def size(self) -> int:
@@ -89,11 +82,7 @@ class Spool:
         Whether admission must close. It closes while there is still room: what is under
         way by then must be kept too.
         """
-        now = time.monotonic()
-        if now - self._looked_at >= LOOK_EVERY_S:
-            self._looked_at = now
-            self._full = self.size >= self._cap - min(self._cap // 2, HEADROOM)
-        return self._full
+        return self.size >= self._cap - min(self._cap // 2, HEADROOM)
 
     def append(self, record: UsageRecord, lease: Lease) -> None:
         """
@@ -107,7 +96,6 @@ class Spool:
         line = b"%08x %s\n" % (crc32(body), body)
         with self._lock, _locked(self.path) as file:
             end = os.lseek(file, 0, os.SEEK_END)
-            self._looked_at = -LOOK_EVERY_S
             if end + _size(self._replaying) + len(line) > self._cap:
                 raise SpoolFull(f"The spool {self.path} is full.")
             if end and os.pread(file, 1, end - 1) != b"\n":
@@ -231,7 +219,7 @@ def _parse(line: bytes) -> tuple[UsageRecord, Lease] | None:
 
 def _size(path: Path) -> int:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size  # noqa: PTH116 -- twice as fast, at every admission
     except FileNotFoundError:
         return 0
 
