@@ -5,6 +5,7 @@ tests of accounting. Run as ``python -m tests.faults.accounting_worker MODE DATA
 Each mode prints ``ready``, waits for a line, does its work, and prints JSON.
 """
 
+import asyncio
 import contextlib
 import json
 import os
@@ -18,8 +19,9 @@ from typing import Any
 from tests.contracts.stories import NOON, ask, used
 
 from bedrock_proxy import accounts
-from bedrock_proxy.admission import Grant
+from bedrock_proxy.admission import AdmissionRequest, Grant, Lease, Refusal
 from bedrock_proxy.errors import StoreUnavailable
+from bedrock_proxy.usage import UsageRecord
 from bedrock_proxy_adapters.stores import gate, ledger, spool, transactions, writer
 from bedrock_proxy_adapters.stores.spool import Spool
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
@@ -238,9 +240,30 @@ def without_ticket() -> None:
     transactions.Ticket.held = held  # type: ignore[method-assign]
 
 
+class OnALoop(SqliteStore):
+    """The native face, as an event loop of this process's own calls it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, reap_at_admission=False)
+        self._face = self.native()
+        self._runner = asyncio.Runner()
+
+    def admit(self, request: AdmissionRequest) -> Grant | Refusal:
+        return self._runner.run(self._face.admit(request))
+
+    def finish(self, record: UsageRecord, lease: Lease) -> None:
+        self._runner.run(self._face.finish(record, lease))
+
+    def close(self) -> None:
+        super().close()
+        self._runner.close()
+
+
 def main() -> None:
     mode, path, name, *rest = sys.argv[1:]
-    store = SqliteStore(path, reap_at_admission=False)
+    looped = mode.startswith("loop-")
+    mode = mode.removeprefix("loop-")
+    store = OnALoop(path) if looped else SqliteStore(path, reap_at_admission=False)
     print("ready", flush=True)
     sys.stdin.readline()
     match mode:

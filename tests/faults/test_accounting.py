@@ -86,8 +86,14 @@ def store(tmp_path: Path) -> Any:
 # --- T: limits ------------------------------------------------------------------------------
 
 
-def burst_of(store: SqliteStore, processes: int, each: int, defect: str = "none") -> list[Any]:
-    workers = [Worker("burst", store, f"p{n}", defect, each) for n in range(processes)]
+WAYS = pytest.mark.parametrize("way", ["", "loop-"], ids=["threads", "loops"])
+"""How the processes call the store."""
+
+
+def burst_of(
+    store: SqliteStore, processes: int, each: int, defect: str = "none", way: str = ""
+) -> list[Any]:
+    workers = [Worker(f"{way}burst", store, f"p{n}", defect, each) for n in range(processes)]
     together(workers)
     return [worker.result() for worker in workers]
 
@@ -97,22 +103,24 @@ def assert_exact(granted: list[Any], burst: int) -> None:
     assert sum(granted) == burst
 
 
+@WAYS
 def test_T01_four_processes_at_a_standing_clock_are_admitted_exactly_the_burst(
-    store: SqliteStore,
+    store: SqliteStore, way: str
 ) -> None:
     add(store, limits=Limits(requests_per_minute=37))
-    granted = burst_of(store, 4, 40)
+    granted = burst_of(store, 4, 40, way=way)
     print(f"T01: 4 processes, {sum(granted)} of 160 admitted, burst 37: {granted}")
     assert_exact(granted, 37)
 
 
 @pytest.mark.slow
+@WAYS
 @pytest.mark.parametrize(("processes", "runs"), [(1, 20), (2, 30), (8, 40), (32, 10)])
-def test_T01_a_hundred_runs(tmp_path: Path, processes: int, runs: int) -> None:
+def test_T01_a_hundred_runs(tmp_path: Path, processes: int, runs: int, way: str) -> None:
     for run in range(runs):
         store = SqliteStore(tmp_path / f"{run}.db", reap_at_admission=False)
         add(store, limits=Limits(requests_per_minute=37))
-        assert_exact(burst_of(store, processes, max(5, 160 // processes)), 37)
+        assert_exact(burst_of(store, processes, max(5, 160 // processes), way=way), 37)
         store.close()
     print(f"T01: {runs} runs of {processes} processes, exactly the burst each time")
 
@@ -140,9 +148,9 @@ def check_rate(times: list[int], burst: int, rate: int) -> tuple[float, float]:
     return float(excess), float(lost)
 
 
-def saturate(store: SqliteStore, seconds: float, rate: int, burst: int) -> None:
+def saturate(store: SqliteStore, seconds: float, rate: int, burst: int, way: str) -> None:
     add(store, limits=Limits(requests_per_minute=rate, burst=burst))
-    workers = [Worker("saturate", store, f"p{n}", seconds) for n in range(4)]
+    workers = [Worker(f"{way}saturate", store, f"p{n}", seconds) for n in range(4)]
     together(workers)
     times = [at for worker in workers for at in worker.result()]
     excess, lost = check_rate(times, burst, rate)
@@ -151,15 +159,17 @@ def saturate(store: SqliteStore, seconds: float, rate: int, burst: int) -> None:
     assert lost <= 1
 
 
+@WAYS
 def test_T02_saturating_for_two_seconds_no_window_holds_too_much_or_too_little(
-    store: SqliteStore,
+    store: SqliteStore, way: str
 ) -> None:
-    saturate(store, 2, 1_200, 15)
+    saturate(store, 2, 1_200, 15, way)
 
 
 @pytest.mark.slow
-def test_T02_saturating_for_a_minute(store: SqliteStore) -> None:
-    saturate(store, 60, 1_700, 30)
+@WAYS
+def test_T02_saturating_for_a_minute(store: SqliteStore, way: str) -> None:
+    saturate(store, 60, 1_700, 30, way)
 
 
 def hold_and_kill(store: SqliteStore, rounds: int, limit: int, lease_ms: int) -> None:
@@ -256,11 +266,11 @@ def test_A01_killed_fifty_times_at_each_step(store: SqliteStore, failpoint: str)
     print(f"A01 {failpoint}: 50 kills, {audit(store)} calls, 0 lost, 0 double, 0 leaked")
 
 
-def kill_at_random(store: SqliteStore, rounds: int) -> None:
+def kill_at_random(store: SqliteStore, rounds: int, way: str) -> None:
     add(store)
     for turn in range(rounds):
         workers = [
-            Worker("serve", store, f"t{turn}p{n}", "never", 10_000, 60_000) for n in range(4)
+            Worker(f"{way}serve", store, f"t{turn}p{n}", "never", 10_000, 60_000) for n in range(4)
         ]
         together(workers)
         for worker in workers:
@@ -269,13 +279,17 @@ def kill_at_random(store: SqliteStore, rounds: int) -> None:
     print(f"A02: {rounds * 4} kills, {audit(store)} calls, 0 lost, 0 double, 0 leaked")
 
 
-def test_A02_killed_at_random_moments_nothing_is_lost_or_doubled(store: SqliteStore) -> None:
-    kill_at_random(store, 2)
+@WAYS
+def test_A02_killed_at_random_moments_nothing_is_lost_or_doubled(
+    store: SqliteStore, way: str
+) -> None:
+    kill_at_random(store, 2, way)
 
 
 @pytest.mark.slow
-def test_A02_a_thousand_kills(store: SqliteStore) -> None:
-    kill_at_random(store, 250)
+@WAYS
+def test_A02_a_thousand_kills(store: SqliteStore, way: str) -> None:
+    kill_at_random(store, 250, way)
 
 
 def test_A13_four_rebuilders_race_with_traffic_and_the_counters_stay_true(
