@@ -2,6 +2,7 @@
 
 import http.client
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
@@ -16,6 +17,7 @@ from tests.running import (
 )
 from tests.servers import dynamodb
 
+from bedrock_proxy import tokens
 from bedrock_proxy.customers import Limits
 from bedrock_proxy_adapters.simulator import start_in_thread
 from bedrock_proxy_adapters.stores.dynamodb import DynamoDBStore
@@ -23,6 +25,7 @@ from bedrock_proxy_adapters.stores.dynamodb import DynamoDBStore
 
 @frozen
 class Fleet:
+    emulator: dynamodb.Emulator
     ports: tuple[int, int]
     store: DynamoDBStore
     customer_id: str
@@ -44,14 +47,14 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         )
         one = stack.enter_context(served(folder / "one", environment))
         other = stack.enter_context(served(folder / "other", environment))
-        yield Fleet((one, other), store, customer_id)
+        yield Fleet(emulator, (one, other), store, customer_id)
         store.close()
 
 
-def status_of(port: int) -> int:
+def status_of(port: int, token: str = TOKEN) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         connection.request("POST", "/bedrock", body(stream=False), headers)
         reply = connection.getresponse()
         reply.read()
@@ -74,3 +77,23 @@ def test_I12_a_token_revoked_beside_them_is_refused_by_both_at_the_next_request(
     assert [429, 429] == [status_of(port) for port in fleet.ports], "both remember whose it is"
     fleet.store.revoke_all_keys(fleet.customer_id)
     assert [401, 401] == [status_of(port) for port in fleet.ports]
+
+
+def test_while_dynamodb_is_away_503_and_then_everything_goes_on(fleet: Fleet) -> None:
+    token = tokens.mint(bytes(range(1, 33)))
+    customer_id = add_customer(fleet.store, token, Limits())  # type: ignore[arg-type]
+    assert [200, 200] == [status_of(port, token) for port in fleet.ports]
+    fleet.emulator.pause()
+    try:
+        with ThreadPoolExecutor() as pool:  # each takes as long as the store is patient
+            assert [503, 503] == list(pool.map(lambda port: status_of(port, token), fleet.ports))
+    finally:
+        fleet.emulator.resume()
+    assert [200, 200] == [status_of(port, token) for port in fleet.ports]
+
+    def settled() -> bool | None:
+        rows = fleet.store.list_rows(customer_id=customer_id).items
+        return len(rows) == 4 or None
+
+    # A row that DynamoDB was too far away to take waits in the spool, and comes within seconds.
+    wait_for(settled, "four rows")

@@ -18,6 +18,7 @@ from bedrock_proxy.admission import Grant
 from bedrock_proxy.errors import StoreUnavailable
 from bedrock_proxy_adapters.stores.dynamodb import DynamoDBStore, connection, gate
 from bedrock_proxy_adapters.stores.dynamodb.expressions import Update
+from bedrock_proxy_adapters.stores.spool import Spool
 
 CALLS = {
     "admit: not sent": Call("admit", "update_item"),
@@ -139,6 +140,8 @@ def main() -> None:
                 *(store, Path(folder), name, failpoint, int(count), int(lease), CALLS),
                 lambda call: call.arm(connection.Table, "attempt"),
             )
+        case "replay":
+            Spool(Path(rest[0]) / name / "spool").replay(store.finish)
         case "heard":
             result = heard(store, name, int(rest[0]))
         case "saturate":

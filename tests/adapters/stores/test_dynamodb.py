@@ -665,6 +665,12 @@ def test_a_store_that_is_down_slow_and_back_admits_nothing_meanwhile_and_loses_n
         store.finish(used(lease), lease)
         assert [row.request_id for row in rows(store)] == ["r1"]
         emulator.stop()
+        with pytest.raises(StoreUnavailable) as refused:
+            store.admit(ask("r4"))
+        assert refused.value.retry_after == 5
+        assert store.find_token(first.digest, NOON + CACHE_MS - 1)
+        with pytest.raises(StoreUnavailable):
+            store.find_token(first.digest, NOON + CACHE_MS)
         with pytest.raises(StoreUnavailable) as down:
             store.finish(used(other), other)
         assert "127.0.0.1" not in down.value.message, "the client learns nothing of the inside"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from tests.adapters.stores.dynamodb_worker import FAILPOINTS, now_ms
-from tests.contracts.stories import add, ask, rows
+from tests.contracts.stories import add, ask, rows, used
 from tests.faults.served import audit
 from tests.faults.test_accounting import assert_exact, check_rate
 from tests.servers import dynamodb
@@ -20,6 +20,7 @@ from tests.servers import dynamodb
 from bedrock_proxy.admission import Grant
 from bedrock_proxy.customers import Limits
 from bedrock_proxy_adapters.stores.dynamodb import DynamoDBStore
+from bedrock_proxy_adapters.stores.spool import Spool
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -262,3 +263,24 @@ def test_A02_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path)
 @pytest.mark.slow
 def test_A02_a_thousand_kills(tmp_path: Path) -> None:
     kill_at_random(tmp_path, 125, 8)
+
+
+def test_A04_one_lease_settled_by_eight_processes_is_settled_once(tmp_path: Path) -> None:
+    """Each replays the same spool."""
+    shared = Shared(dynamodb.shared("ministack"))
+    add(shared.store)
+    spool = Spool(tmp_path / "spool")
+    for number in range(5):
+        decision = shared.store.admit(ask(f"r{number}", now_ms()))
+        assert isinstance(decision, Grant)
+        spool.append(used(decision.lease, 10 + number), decision.lease)
+    for number in range(8):
+        (tmp_path / f"p{number}").mkdir()
+        (tmp_path / f"p{number}" / "spool").write_bytes((tmp_path / "spool").read_bytes())
+    results(shared.workers(8, "replay", tmp_path))
+    assert [row.token_count for row in rows(shared.store)] == [10, 11, 12, 13, 14]
+    state = shared.store.gate_state("ann")
+    assert (state.day_requests, state.day_tokens) == (5, 60)
+    assert shared.store.open_leases() == ()
+    assert [(tmp_path / f"p{number}" / "spool").exists() for number in range(8)] == [False] * 8
+    shared.store.close()

@@ -566,6 +566,8 @@ def test_while_the_server_is_down_nothing_is_admitted_and_then_everything_goes_o
         with pytest.raises(StoreUnavailable):
             call()
     assert store.find_token(first.digest, NOON + 59_000), "known tokens, for a minute"
+    with pytest.raises(StoreUnavailable):
+        store.find_token(first.digest, NOON + 60_000)
     server.start()
     store.finish(used(lease), lease)
     admitted(store, ask("r2"))
