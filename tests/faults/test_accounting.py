@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from tests.contracts.stories import NOON, add, ask, rows, used
 from tests.faults.accounting_worker import INLINE, PATCHED, now_ms
+from tests.faults.served import audit as audited
 
 from bedrock_proxy.admission import Grant
 from bedrock_proxy.customers import Limits
-from bedrock_proxy_adapters.stores.spool import Spool
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
 
 ROOT = Path(__file__).parents[2]
@@ -217,28 +217,8 @@ def test_T03_thirty_rounds_of_kills(store: SqliteStore) -> None:
 
 
 def audit(store: SqliteStore) -> int:
-    """Everything that must be true once the spool is replayed and the reaper has run."""
-    Spool(store.path.with_name("spool")).replay(store.finish)
-    store.reap(now_ms() + 3_600_000)
-    facts = [
-        json.loads(line) for line in store.path.with_name("upstream.log").read_text().splitlines()
-    ]
-    called = {fact["called"] for fact in facts if "called" in fact}
-    told = {fact["told"]: fact["tokens"] for fact in facts if "told" in fact}
-    found = rows(store)
-    ids = [row.request_id for row in found]
-    assert len(ids) == len(set(ids)), "a request has two rows"
-    assert called <= set(ids), f"lost: {called - set(ids)}"
-    for row in found:
-        if row.request_id in told:
-            assert row.token_count == told[row.request_id]
-            assert row.state == "final"
-    assert store.open_leases() == ()
-    state = store.gate_state("ann")
-    today = [row for row in found if row.admitted_at // 86_400_000 == state.day]
-    assert state.day_requests == len(today)
-    assert state.day_tokens == sum(row.token_count for row in today)
-    return len(called)
+    """See :func:`tests.faults.served.audit`."""
+    return audited(store, store.path.parent)
 
 
 def die_at(failpoint: str, store: SqliteStore, name: str, lease_ms: int = 60_000) -> None:
