@@ -3,10 +3,11 @@ What the outside must provide, as small as the core can live with.
 
 Every port says once, in ``kind``, how it is called: ``instant`` ports are called inline,
 ``blocking`` ports run on a thread of a pool where the host has an event loop, and
-``native`` ports are coroutines, which only hosts with an event loop can take.
+``native`` ports are awaited, which only hosts with an event loop can do.
 
 The protocols are written without ``async``; a native port has the same methods as
-coroutines (:data:`Answer` says so once, for all of them).
+coroutines, and may give the answer itself where it is at hand (:data:`Answer` says so once,
+for all of them).
 
 A port that cannot be reached raises :class:`~bedrock_proxy.errors.StoreUnavailable` or,
 upstream, :class:`UpstreamUnreachable`; it may raise any
