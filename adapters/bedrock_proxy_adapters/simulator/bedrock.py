@@ -291,9 +291,10 @@ async def play(answer: Reply, request_id: str, call: Call | None, sink: Sink) ->
     for step in answer.steps:
         match step:
             case Write(data, events):
-                await sink.send(data)
+                # Noted first: whoever has received an event must find it counted.
                 if call is not None and events:
                     call.wrote(events)
+                await sink.send(data)
             case Pause(None):
                 await asyncio.Event().wait()
             case Pause(seconds):
