@@ -49,12 +49,17 @@ def burst(store: DynamoDBStore, name: str, count: int) -> int:
     )
 
 
-def heard(store: DynamoDBStore, name: str, count: int) -> int:
-    """The same on a server that fails now and then: only what was told to be granted counts."""
-    granted = 0
-    for number in range(count):
-        with contextlib.suppress(StoreUnavailable):
-            granted += isinstance(store.admit(ask(f"{name}-{number}", NOON)), Grant)
+def heard(store: DynamoDBStore, name: str, customers: int, count: int) -> list[int]:
+    """
+    The same for several customers in turn, on a server that fails now and then: how many of
+    each were told to be granted.
+    """
+    granted = [0] * customers
+    for customer in range(customers):
+        for number in range(count):
+            asked = ask(f"{name}-{customer}-{number}", NOON, customer_id=f"c{customer}")
+            with contextlib.suppress(StoreUnavailable):
+                granted[customer] += isinstance(store.admit(asked), Grant)
     return granted
 
 
@@ -143,7 +148,7 @@ def main() -> None:
         case "replay":
             Spool(Path(rest[0]) / name / "spool").replay(store.finish)
         case "heard":
-            result = heard(store, name, int(rest[0]))
+            result = heard(store, name, int(rest[0]), int(rest[1]))
         case "saturate":
             result = saturate(store, name, float(rest[0]))
         case "hold":

@@ -24,8 +24,21 @@ from bedrock_proxy_adapters.stores.spool import Spool
 
 ROOT = Path(__file__).resolve().parents[3]
 
-ATTEMPTS = 12
-"""Races on moto before it counts as atomic after all."""
+CUSTOMERS = 4
+"""Races on moto in one run."""
+ATTEMPTS = 4
+"""Runs before it counts as atomic after all."""
+
+AT_EVERY_RUN = [
+    "admit: sent, not told",
+    "called",
+    "row: sent, not told",
+    "settlement: not sent",
+    "settlement: sent, not told",
+    "reaper: one of several settled",
+    "replay: one settled, still in the file",
+]
+"""The failpoints that `make test` takes; `make test-slow` takes them all, fifty times."""
 
 
 class Shared:
@@ -120,12 +133,15 @@ def test_T12_the_same_check_fails_on_a_server_that_is_not_atomic() -> None:
     server = dynamodb.shared("moto")
     for _ in range(ATTEMPTS):
         shared = Shared(server)
-        add(shared.store, limits=Limits(requests_per_minute=37))
-        granted = results(shared.workers(8, "heard", 20))
-        print(f"T12 moto: {sum(granted)} of 160 admitted, burst 37: {granted}")
-        if sum(granted) > 37:
+        for customer in range(CUSTOMERS):
+            add(shared.store, f"c{customer}", limits=Limits(requests_per_minute=37))
+        told = results(shared.workers(8, "heard", CUSTOMERS, 8))
+        shared.store.close()
+        granted = [sum(of_one) for of_one in zip(*told, strict=True)]
+        print(f"T12 moto: of 64 each, with a burst of 37, were admitted: {granted}")
+        if max(granted) > 37:
             with pytest.raises(AssertionError):
-                assert_exact(granted, 37)
+                assert_exact(granted, 37 * CUSTOMERS)
             return
     pytest.fail(f"{ATTEMPTS} races on a server that is not atomic, and none was found out")
 
@@ -229,7 +245,7 @@ def kill_at(failpoint: str, folder: Path, times: int) -> None:
     shared.store.close()
 
 
-@pytest.mark.parametrize("failpoint", FAILPOINTS)
+@pytest.mark.parametrize("failpoint", AT_EVERY_RUN)
 def test_A01_killed_at_any_step_nothing_is_lost_or_doubled(failpoint: str, tmp_path: Path) -> None:
     kill_at(failpoint, tmp_path, 1)
 
@@ -265,7 +281,7 @@ def test_A02_a_thousand_kills(tmp_path: Path) -> None:
     kill_at_random(tmp_path, 125, 8)
 
 
-def test_A04_one_lease_settled_by_eight_processes_is_settled_once(tmp_path: Path) -> None:
+def test_A04_one_lease_settled_by_four_processes_is_settled_once(tmp_path: Path) -> None:
     """Each replays the same spool."""
     shared = Shared(dynamodb.shared("ministack"))
     add(shared.store)
@@ -274,13 +290,13 @@ def test_A04_one_lease_settled_by_eight_processes_is_settled_once(tmp_path: Path
         decision = shared.store.admit(ask(f"r{number}", now_ms()))
         assert isinstance(decision, Grant)
         spool.append(used(decision.lease, 10 + number), decision.lease)
-    for number in range(8):
+    for number in range(4):
         (tmp_path / f"p{number}").mkdir()
         (tmp_path / f"p{number}" / "spool").write_bytes((tmp_path / "spool").read_bytes())
-    results(shared.workers(8, "replay", tmp_path))
+    results(shared.workers(4, "replay", tmp_path))
     assert [row.token_count for row in rows(shared.store)] == [10, 11, 12, 13, 14]
     state = shared.store.gate_state("ann")
     assert (state.day_requests, state.day_tokens) == (5, 60)
     assert shared.store.open_leases() == ()
-    assert [(tmp_path / f"p{number}" / "spool").exists() for number in range(8)] == [False] * 8
+    assert [(tmp_path / f"p{number}" / "spool").exists() for number in range(4)] == [False] * 4
     shared.store.close()
