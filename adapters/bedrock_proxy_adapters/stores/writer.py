@@ -2,7 +2,6 @@
 One thread per process that writes to SQLite, and commits what is waiting as a group.
 """
 
-import asyncio
 import contextlib
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -12,7 +11,7 @@ from threading import Lock, Thread
 from typing import Any, Final, TypeVar
 
 from bedrock_proxy.errors import BedrockProxyError, store_unavailable
-from bedrock_proxy_adapters.stores.transactions import Job, Transactions, Work, deliver, give_up
+from bedrock_proxy_adapters.stores.transactions import Job, Transactions, Work, deliver
 
 T = TypeVar("T")
 
@@ -52,17 +51,6 @@ class Writer:
             # What has not begun is not begun any more; what has begun may still be done.
             future.cancel()
             raise store_unavailable() from None
-
-    async def ado(self, work: Work[T], patience: float = PATIENCE_S) -> T:
-        """The same on an event loop: one hop, no thread of a pool."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        self.submit(Job(work, future, loop))
-        timer = loop.call_later(patience, give_up, future)
-        try:
-            return await future
-        finally:
-            timer.cancel()
 
     def do_later(self, work: Work[Any]) -> None:
         """Have *work* done; nobody waits for it."""

@@ -20,7 +20,7 @@ from bedrock_proxy.admission import Grant
 from bedrock_proxy.customers import AlreadyTaken, Limits
 from bedrock_proxy.errors import ConfigurationError, StoreUnavailable, Unavailable
 from bedrock_proxy.store import CACHE_MS
-from bedrock_proxy_adapters.stores import database, gate, schema
+from bedrock_proxy_adapters.stores import database, gate, loop_writer, schema
 from bedrock_proxy_adapters.stores.schema import file_system_of, migrate
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
 from bedrock_proxy_adapters.stores.transactions import Ticket, Transactions
@@ -435,15 +435,14 @@ def test_a_cancelled_wait_breaks_neither_the_loop_nor_the_store(store: SqliteSto
     assert [each.request.request_id for each in store.open_leases()] == ["r2"]
 
 
-def test_a_native_wait_gives_up_too(store: SqliteStore) -> None:
+def test_a_native_wait_gives_up_too(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     add(store)
+    monkeypatch.setattr(loop_writer, "PATIENCE_S", 0.05)
 
     async def main() -> None:
         ticket = Ticket(store.path.with_name("store.db-ticket"))
         with ticket.held(), pytest.raises(StoreUnavailable):
-            await store._database.writer().ado(
-                lambda connection: gate.admit(connection, ask("r1")), patience=0.05
-            )
+            await store.native().admit(ask("r1"))
         ticket.close()
 
     asyncio.run(main())
