@@ -112,6 +112,11 @@ class Interrupts:
         if self._cut:
             reply.close()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there is one that has not been delivered."""
+        return bool(self._reasons)
+
     def take(self) -> Interruption | None:
         """The oldest reason not yet delivered, or None."""
         return self._reasons.popleft() if self._reasons else None

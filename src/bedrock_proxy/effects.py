@@ -3,7 +3,7 @@ What a flow may ask. Each effect carries its reply's type, so that ``ask`` is fu
 and says which port answers it and how.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
 from bedrock_proxy.admission import AdmissionRequest, Grant, Lease, Refusal
@@ -307,6 +307,40 @@ class Read(Effect["bytes | Signal"]):
 
     def run(self, ports: Ports) -> Answer[bytes | Signal]:  # noqa: ARG002
         return self.reply.read(self.within)
+
+
+class Fed(Slotted):
+    """
+    In place of a piece that was read: what has come of it, translated.
+
+    Attributes:
+        out: What is to be said; may be empty.
+    """
+
+    __slots__ = ("out",)
+
+    def __init__(self, out: bytes) -> None:
+        self.out = out
+
+
+class Follow(Read):
+    """
+    A :class:`Read` in the middle of a stream. Whoever answers it may pass pieces on without
+    the flow, for as long as *turn* gives plain bytes: each piece to *turn*, what it gives to the
+    client, and the next is waited for as long as the first. Whatever else *turn* gives is the
+    answer; so are the bytes that it gave where they could not be said at once, as :class:`Fed`.
+
+    Args:
+        turn: Called with a piece and the time, which is when its successor is waited for from.
+    """
+
+    __slots__ = ("turn",)
+
+    def __init__(
+        self, reply: UpstreamReply, within: float, turn: Callable[[bytes, Instant], bytes | Fed]
+    ) -> None:
+        super().__init__(reply, within)
+        self.turn = turn
 
 
 class Close(Effect[None]):

@@ -4,7 +4,7 @@ timeouts while nothing comes.
 """
 
 from collections.abc import Callable
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar, cast
 
 from bedrock_proxy import cors, faults
 from bedrock_proxy.answers import MAX_WHOLE
@@ -15,7 +15,9 @@ from bedrock_proxy.effects import (
     NOW,
     Begin,
     Effect,
+    Fed,
     Flow,
+    Follow,
     Now,
     Read,
     Renew,
@@ -66,13 +68,16 @@ def relay(course: Course, reply: UpstreamReply, translation: Translation) -> Flo
 def _relay_pieces(course: Course, reply: UpstreamReply, translation: Translation) -> Flow[None]:
     """
     Each piece as it comes. While pieces come and go, a turn is one look at the clock, one read
-    and one thing said; all that takes time, or is due, is left to ``_heard`` and ``_say``.
+    and one thing said, or no turn of the flow at all (:class:`~bedrock_proxy.effects.Follow`);
+    all that takes time, or is due, is left to ``_heard`` and ``_say``.
     """
-    steady = _Steady(course, reply)
+    steady = _Steady(course, reply, translation)
     while True:
         now: Instant = yield NOW
+        got: bytes | Signal | Fed
         if course.quiet_since is None and translation.heard and now.monotonic < steady.until:
             course.quiet_since = now.monotonic
+            steady.now = now
             try:
                 got = yield steady.read
             except UpstreamUnreachable as failure:
@@ -80,15 +85,15 @@ def _relay_pieces(course: Course, reply: UpstreamReply, translation: Translation
                 raise
             if got is SILENCE:
                 yield b""
-                got = yield from _heard(
-                    course, translation, lambda within: Read(reply, within), now
-                )
+                got = yield from _piece(course, translation, reply, steady.now)
                 steady.look_ahead()
         else:
-            got = yield from _heard(course, translation, lambda within: Read(reply, within), now)
+            got = yield from _piece(course, translation, reply, now)
             steady.look_ahead()
         if isinstance(got, bytes):
             out = translation.feed(got)
+        elif isinstance(got, Fed):
+            out = got.out
         else:
             out = yield from _ended(course, translation)
         fault = translation.fault
@@ -118,6 +123,14 @@ def _relay_pieces(course: Course, reply: UpstreamReply, translation: Translation
             return
 
 
+def _piece(
+    course: Course, translation: Translation, reply: UpstreamReply, begun: Instant
+) -> Flow[bytes | Signal]:
+    """The next piece, or END, however long that takes."""
+    got = yield from _heard(course, translation, lambda within: Read(reply, within), begun)
+    return cast("bytes | Signal", got)
+
+
 class _Steady:
     """
     What a turn of a stream under way needs, made once for many.
@@ -125,16 +138,20 @@ class _Steady:
     Attributes:
         read: The next read, waiting as long as nothing else can be due.
         until: From when on (monotonic) something may be: a renewal, or the longest duration.
+        now: Since when the piece that is waited for has been.
     """
 
-    __slots__ = ("_course", "read", "until")
+    __slots__ = ("_course", "_feed", "_translation", "now", "read", "until")
 
-    def __init__(self, course: Course, reply: UpstreamReply) -> None:
+    def __init__(self, course: Course, reply: UpstreamReply, translation: Translation) -> None:
         rules = course.rules
         self._course = course
+        self._translation = translation
+        self._feed = translation.feed
         within = min(rules.ping_every, rules.idle_timeout, rules.lease_ms / 2000)
-        self.read = Read(reply, within)
+        self.read = Follow(reply, within, self._turn)
         self.until = 0.0
+        self.now = course.arrived
 
     def look_ahead(self) -> None:
         """Find out anew when something is due."""
@@ -143,6 +160,20 @@ class _Steady:
         renewed = course.renewed_at or course.arrived.monotonic
         last = course.arrived.monotonic + rules.max_duration - self.read.within
         self.until = min(renewed + rules.lease_ms / 2000, last)
+
+    def _turn(self, piece: bytes, now: Instant) -> bytes | Fed:
+        """
+        What a turn of the flow does with a piece, where that is to say what has come of it and
+        to read on; see :class:`~bedrock_proxy.effects.Follow`.
+        """
+        out = self._feed(piece)
+        translation = self._translation
+        at = now.monotonic
+        if not out or at >= self.until or translation.ended or translation.fault is not None:
+            return Fed(out)
+        self._course.quiet_since = at
+        self.now = now
+        return out
 
 
 def _relay_whole(course: Course, reply: UpstreamReply, translation: Translation) -> Flow[None]:

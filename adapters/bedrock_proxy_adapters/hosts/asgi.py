@@ -14,9 +14,10 @@ from typing import Any, TypeAlias, cast
 
 from bedrock_proxy import front
 from bedrock_proxy.drive import adrive
-from bedrock_proxy.effects import Admit, Effect, Finish, Release
+from bedrock_proxy.effects import Admit, Effect, Finish, Follow, Release
 from bedrock_proxy.http import Head, Headers, Request
 from bedrock_proxy.ports import Answer, PortKind
+from bedrock_proxy_adapters.hosts.direct import Audible, Direct, Resumed
 from bedrock_proxy_adapters.hosts.paths import below
 from bedrock_proxy_adapters.proxy import Faces, Passage, Proxy, new_request_id
 
@@ -169,6 +170,8 @@ class _Exchange:
         self._complete = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
+        self._direct: Direct | None = None
+        self._begun: Awaitable[None] | None = None
 
     async def run(self) -> None:
         passage = self._passage
@@ -188,18 +191,38 @@ class _Exchange:
             self._disarm()
 
     def _perform(self, effect: Effect[Any]) -> Answer[Any]:
+        if type(effect) is Follow and hasattr(effect.reply, "listen"):
+            direct = self._direct
+            if direct is None:
+                task = cast("asyncio.Task[None]", asyncio.current_task())
+                direct = self._direct = Direct(self._passage, self._send_now, self._loop, task)
+            return direct.read(effect, cast("Audible", effect.reply))
         return self._app.perform(effect, self._passage)
+
+    def _send_now(self, said: bytes) -> bool:
+        """
+        Send *said* as far as that goes without waiting; whether it is sent. What is left is
+        kept for :meth:`_emit`, which is to be called with the same.
+        """
+        try:
+            begun = self._piece(said).__await__()
+            waits_for = next(begun)
+        except StopIteration:
+            return True
+        except Exception as error:  # noqa: BLE001 -- it is raised where it is awaited
+            self._begun = _raised(error)
+        else:
+            self._begun = Resumed(waits_for, begun)
+        return False
 
     async def _emit(self, said: Head | bytes) -> None:
         self._writing_since = self._loop.time()
         try:
-            if isinstance(said, bytes):
-                if self._left is not None:
-                    self._left -= len(said)
-                    self._complete = self._left <= 0
-                await self._send(
-                    {"type": "http.response.body", "body": said, "more_body": not self._complete}
-                )
+            begun, self._begun = self._begun, None
+            if begun is not None:
+                await begun
+            elif isinstance(said, bytes):
+                await self._piece(said)
             else:
                 await self._begin(said)
         except asyncio.CancelledError:
@@ -214,6 +237,14 @@ class _Exchange:
             raise
         finally:
             self._writing_since = None
+
+    def _piece(self, said: bytes) -> Awaitable[None]:
+        if self._left is not None:
+            self._left -= len(said)
+            self._complete = self._left <= 0
+        return self._send(
+            {"type": "http.response.body", "body": said, "more_body": not self._complete}
+        )
 
     async def _begin(self, said: Head) -> None:
         await self._body.discard()
@@ -242,6 +273,10 @@ class _Exchange:
             task.cancel()
         else:
             self._arm(task, self._write_timeout - waited)
+
+
+async def _raised(error: Exception) -> None:
+    raise error
 
 
 class _Body:

@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final, Literal, TypeVar, cast
 
 import httptools
@@ -58,12 +59,13 @@ class Reply:
     kind: Literal["native"] = "native"
 
     __slots__ = (
-        "_chunks", "_closed", "_deadline", "_ended", "_failure", "_head", "_loop", "_size",
-        "_thread", "_timer", "_waiter", "again", "carrier", "opening",
+        "_chunks", "_closed", "_deadline", "_ended", "_failure", "_head", "_hear", "_late", "_loop",
+        "_size", "_thread", "_time", "_timer", "_timer_at", "again", "carrier", "opening",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._time = loop.time
         self._thread = threading.get_ident()
         self._head: UpstreamHead | None = None
         self._chunks: list[bytes] = []
@@ -72,9 +74,11 @@ class Reply:
         self._closed = False
         # Not the exception itself: it would keep the frames alive that raised it.
         self._failure: tuple[Trouble, str] | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._hear: Callable[[], None] | None = None
         self._deadline = 0.0
+        self._late = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self.carrier: Connection | None = None
         self.opening: asyncio.Task[None] | None = None
         self.again: Callable[[], None] | None = None
@@ -123,8 +127,9 @@ class Reply:
             data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
             chunks.clear()
             self._size = 0
-            if self.carrier is not None:
-                self.carrier.go_on()
+            carrier = self.carrier
+            if carrier is not None and carrier.paused:
+                carrier.go_on()
             return data
         if self._failure is not None:
             raise UpstreamUnreachable(*self._failure)
@@ -134,35 +139,61 @@ class Reply:
         self, take: Callable[[], T | None], within: float
     ) -> "T | Literal[Signal.SILENCE]":
         loop = self._loop
-        self._deadline = deadline = loop.time() + within
-        timer = self._timer
-        if timer is None or timer.when() > deadline:
-            if timer is not None:
-                timer.cancel()
-            self._timer = loop.call_at(deadline, self._tick)
         while True:
-            self._waiter = waiter = loop.create_future()
+            waiter: asyncio.Future[None] = loop.create_future()
+            self.listen(partial(_wake, waiter), within)
             try:
                 await waiter
             finally:
-                self._waiter = None
+                self._hear = None
             got = take()
             if got is not None:
                 return got
-            if self._deadline <= 0:
+            if self._late:
                 return SILENCE
+
+    def poll(self) -> bytes | Signal | None:
+        """
+        What ``read`` would give now: None if it would wait.
+
+        Raises:
+            UpstreamUnreachable: The connection broke.
+        """
+        got = self._arrived()
+        return SILENCE if got is None and self._late else got
+
+    def listen(self, hear: Callable[[], None], within: float) -> None:
+        """
+        Call *hear* whenever there is something new, and once *within* seconds are over, until
+        :meth:`deafen`.
+        """
+        self._hear = hear
+        self._late = False
+        self._deadline = deadline = self._time() + within
+        timer = self._timer
+        if timer is None or self._timer_at > deadline:
+            if timer is not None:
+                timer.cancel()
+            self._timer = self._loop.call_at(deadline, self._tick)
+            self._timer_at = deadline
+
+    def deafen(self) -> None:
+        """Call nobody any more."""
+        self._hear = None
+        self._late = False
 
     def _tick(self) -> None:
         # Reads follow one another faster than they give up: the timer is not moved for each,
         # it looks for itself how far the last one's deadline still is.
         self._timer = None
-        if self._waiter is None:
+        if self._hear is None:
             return
         if self._deadline > self._loop.time():
             self._timer = self._loop.call_at(self._deadline, self._tick)
+            self._timer_at = self._deadline
         else:
-            self._deadline = 0.0
-            self.wake()
+            self._late = True
+            self._hear()
 
     def _cut(self) -> None:
         if self._closed:
@@ -218,9 +249,13 @@ class Reply:
 
     def wake(self) -> None:
         """Whoever waits may look."""
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if self._hear is not None:
+            self._hear()
+
+
+def _wake(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -231,6 +266,10 @@ class Connection(asyncio.BufferedProtocol):
         pool: Where it goes when it is free.
         buffer: What the socket is read into. Loops that fill it and hand it over in one step
             let all their connections share one.
+
+    Attributes:
+        paused: Whether nothing is read until there is room.
+        idle_since: When it was last used, in the loop's time.
     """
 
     def __init__(self, pool: "Pool", buffer: memoryview) -> None:
@@ -248,7 +287,7 @@ class Connection(asyncio.BufferedProtocol):
         self._heard = False
         self._excess = False
         self._lasts = False
-        self._paused = False
+        self.paused = False
         self.idle_since = 0.0
 
     # --- the pool's and the reply's side
@@ -264,8 +303,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def go_on(self) -> None:
         """There is room for more of the reply."""
-        if self._paused and self._transport is not None:
-            self._paused = False
+        if self._transport is not None:
+            self.paused = False
             self._transport.resume_reading()
 
     def abort(self) -> None:
@@ -302,8 +341,8 @@ class Connection(asyncio.BufferedProtocol):
         elif self._whole:
             self._finished(reply)
         elif reply.begun:
-            if reply.size > BUFFER_LIMIT - READ_SIZE and not self._paused:
-                self._paused = True
+            if reply.size > BUFFER_LIMIT - READ_SIZE and not self.paused:
+                self.paused = True
                 assert self._transport is not None
                 self._transport.pause_reading()
             reply.wake()
@@ -369,8 +408,8 @@ class Connection(asyncio.BufferedProtocol):
     def _finished(self, reply: Reply) -> None:
         self._reply = None
         transport = self._transport
-        if self._paused and transport is not None:
-            self._paused = False
+        if self.paused and transport is not None:
+            self.paused = False
             transport.resume_reading()
         if transport is not None and self._lasts and not self._excess:
             self._kept = True
