@@ -158,6 +158,7 @@ def server_for(app: Any, *, announce: bool = True) -> "uvicorn.Server":
         server_header=False,
         lifespan="on",
         timeout_keep_alive=75,
+        proxy_headers=False,  # nothing here depends on the client's address
     )
     server = Server(config)
     startup = server.startup

@@ -5,6 +5,7 @@ Values as text and back: what the stores and the spool write down.
 import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from json.encoder import encode_basestring_ascii
 from operator import attrgetter
 from typing import Any, Final, Generic, TypeVar
 
@@ -22,6 +23,7 @@ _LIMIT_FIELDS: Final = frozenset(field.name for field in fields(Limits))
 _LEDGER_SET: Final = frozenset(LEDGER_FIELDS)
 _get_columns: Final = attrgetter(*LEDGER_FIELDS)
 _get_request: Final = attrgetter(*_REQUEST_FIELDS)
+_NAMES: Final = tuple(f'"{name}":' for name in _REQUEST_FIELDS)
 _ENUMS: Final = tuple(LEDGER_FIELDS.index(name) for name in ("basis", "state", "outcome"))
 
 MAX_REMEMBERED: Final = 4_096
@@ -77,16 +79,33 @@ def columns_of(record: UsageRecord) -> tuple[Any, ...]:
 
 def dump_lease(lease: Lease) -> str:
     """*lease* as text."""
-    request = lease.request
-    text = dump(
-        {
-            "request": dict(zip(_REQUEST_FIELDS, _get_request(request), strict=True)),
-            "deadline": lease.deadline,
-            "of_requests": lease.of_requests,
-            "of_tokens": lease.of_tokens,
-        }
+    # Written out: it takes a third of the time that an encoder would for the whole.
+    members = ",".join(
+        [
+            f"{name}{_plain(value)}"
+            for name, value in zip(_NAMES, _get_request(lease.request), strict=True)
+        ]
+    )
+    text = (
+        f'{{"request":{{{members}}},"deadline":{lease.deadline},'
+        f'"of_requests":{_taken(lease.of_requests)},"of_tokens":{_taken(lease.of_tokens)}}}'
     )
     return _leases.put(text, lease)
+
+
+def _plain(value: str | int | bool | None) -> str:
+    """A string, a whole number, a truth value or nothing, as JSON."""
+    if isinstance(value, str):
+        return encode_basestring_ascii(value)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def _taken(taken: Taken) -> str:
+    return f"[{taken.units},{taken.since},{taken.seq}]"
 
 
 def load_lease(text: str, deadline: int | None = None) -> Lease:

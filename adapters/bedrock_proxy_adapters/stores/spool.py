@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from threading import Lock
@@ -33,6 +34,9 @@ SPOOL_CAP: Final = 64 * 1024 * 1024
 
 HEADROOM: Final = 1024 * 1024
 """Bytes kept for the requests that were admitted before; about eight hundred rows."""
+
+LOOK_EVERY_S: Final = 0.05
+"""How often admission looks how large the spool is: far fewer requests come meanwhile."""
 
 
 class SpoolFull(StoreUnavailable):
@@ -70,6 +74,7 @@ class Spool:
         self._broken = self.path.with_name(self.path.name + ".broken")
         self._cap = cap
         self._lock = Lock()
+        self._roomy_until = 0.0
 
     @property
     def size(self) -> int:
@@ -80,9 +85,15 @@ class Spool:
     def is_full(self) -> bool:
         """
         Whether admission must close. It closes while there is still room: what is under
-        way by then must be kept too.
+        way by then must be kept too. That there is room is believed for :data:`LOOK_EVERY_S`,
+        unless this process has kept something meanwhile.
         """
-        return self.size >= self._cap - min(self._cap // 2, HEADROOM)
+        now = time.monotonic()
+        if now < self._roomy_until:
+            return False
+        full = self.size >= self._cap - min(self._cap // 2, HEADROOM)
+        self._roomy_until = 0.0 if full else now + LOOK_EVERY_S
+        return full
 
     def append(self, record: UsageRecord, lease: Lease) -> None:
         """
@@ -94,6 +105,7 @@ class Spool:
         """
         body = dump({"record": record.as_dict(), "lease": dump_lease(lease)}).encode()
         line = b"%08x %s\n" % (crc32(body), body)
+        self._roomy_until = 0.0
         with self._lock, _locked(self.path) as file:
             end = os.lseek(file, 0, os.SEEK_END)
             if end + _size(self._replaying) + len(line) > self._cap:

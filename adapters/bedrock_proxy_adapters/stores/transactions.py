@@ -44,20 +44,19 @@ class Ticket:
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
-    @contextlib.contextmanager
-    def tried(self) -> Generator[bool]:
-        """Keep the turn if nobody has it; whether we do."""
+    def take(self) -> bool:
+        """Take the turn if nobody has it; whether it is ours now, and to be given back."""
         if sys.platform == "win32":
-            yield False
-            return
+            return False
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
-            return
-        try:
-            yield True
-        finally:
+            return False
+        return True
+
+    def give_back(self) -> None:
+        """Let others have the turn that was taken."""
+        if sys.platform != "win32":
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def close(self) -> None:
@@ -110,7 +109,7 @@ class Transactions:
         try:
             with self._own_ticket().held():
                 try:
-                    return self._transact(group)
+                    return self._transact(group, self._opened())
                 except BaseException as error:  # noqa: BLE001 -- it goes to whoever waits
                     if len(group) == 1:
                         return [(group[0], None, _seen(error))]
@@ -124,13 +123,16 @@ class Transactions:
         somebody else has the turn, or it could not be done in one go.
         """
         try:
-            with self._own_ticket().tried() as ours:
-                if not ours:
-                    return None
+            ticket = self._own_ticket()
+            if not ticket.take():
+                return None
+            try:
                 connection = self._opened()
                 before = connection.total_changes
-                outcomes = self._transact(group)
+                outcomes = self._transact(group, connection)
                 return outcomes, connection.total_changes != before
+            finally:
+                ticket.give_back()
         except Exception:  # noqa: BLE001 -- whoever waits for the turn will meet it again, and tell
             return None
 
@@ -155,12 +157,11 @@ class Transactions:
 
     def _alone(self, job: Job[Any]) -> list[Outcome]:
         try:
-            return self._transact([job])
+            return self._transact([job], self._opened())
         except BaseException as error:  # noqa: BLE001 -- it goes to whoever waits
             return [(job, None, _seen(error))]
 
-    def _transact(self, group: list[Job[Any]]) -> list[Outcome]:
-        connection = self._opened()
+    def _transact(self, group: list[Job[Any]], connection: sqlite3.Connection) -> list[Outcome]:
         outcomes: list[Outcome] = []
         try:
             connection.execute("BEGIN IMMEDIATE")

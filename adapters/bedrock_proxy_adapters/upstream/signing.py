@@ -12,6 +12,7 @@ AWS API request".
 
 import hmac
 from collections.abc import Iterable
+from functools import lru_cache
 from hashlib import sha256
 from time import gmtime, strftime
 from typing import Final
@@ -29,6 +30,11 @@ class Keys:
     access_key: str
     secret_key: str = field(repr=False)
     session_token: str | None = field(default=None, repr=False)
+
+
+@lru_cache(maxsize=1024)
+def _encoded(path: str) -> str:
+    return quote(path, safe="/-_.~")
 
 
 class Signer:
@@ -72,10 +78,7 @@ class Signer:
         names = ";".join([name for name, _ in signed])
         fields = "\n".join([f"{name}:{' '.join(value.split())}" for name, value in signed])
         # Every service but S3 wants what is encoded already to be encoded once more.
-        canonical = (
-            f"{method}\n{quote(path, safe='/-_.~')}\n\n{fields}\n\n{names}\n"
-            f"{sha256(body).hexdigest()}"
-        )
+        canonical = f"{method}\n{_encoded(path)}\n\n{fields}\n\n{names}\n{sha256(body).hexdigest()}"
         day = stamp[:8]
         scope = f"{day}/{self._region}/{self._service}/aws4_request"
         digest = sha256(canonical.encode()).hexdigest()

@@ -48,6 +48,9 @@ def error_object(error: ProxyError, request_id: str) -> dict[str, Json]:
     return said
 
 
+_compact: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 class Simple:
     """The dialect; see :class:`bedrock_proxy.dialects.dialect.Dialect`."""
 
@@ -64,7 +67,7 @@ class Simple:
         upstream = UpstreamCall(
             Operation.INVOKE_STREAM if stream else Operation.INVOKE,
             name.raw,
-            json.dumps(sent, ensure_ascii=False, separators=(",", ":")).encode(),
+            _compact(sent).encode(),
             _JSON if stream else (*_JSON, ("accept", "application/json")),
         )
         text = body.decode()

@@ -238,9 +238,9 @@ def test_what_waits_together_is_committed_together(store: SqliteStore) -> None:
     commits: list[int] = []
     original = Transactions._transact
 
-    def counted(self: Transactions, group: Any) -> Any:
+    def counted(self: Transactions, group: Any, *connection: Any) -> Any:
         commits.append(len(group))
-        return original(self, group)
+        return original(self, group, *connection)
 
     ticket = Ticket(store.path.with_name("store.db-ticket"))
     with pytest.MonkeyPatch.context() as patch:
