@@ -246,6 +246,7 @@ def aborts(lab: Lab, results: Results, count: int, seconds: float) -> None:
         lab.bedrock(events=20, pace=0.002)
         leave(server, chance, 200, 2)
         wait_until(lambda: lab.bedrock()["open"] < 60, "the calls to end")
+        wait_until(lambda: server.books.leases() == 0, "their rows")  # type: ignore[union-attr]
         calls = lab.bedrock()["calls"]
         rows = server.books.count()[0]
         memory, files = machine.rss(server.pid), machine.open_files(server.pid)

@@ -31,11 +31,14 @@ from bedrock_proxy.ports import (
 
 T = TypeVar("T")
 
-READ_SIZE: Final = 64 * 1024
+READ_SIZE: Final = 32 * 1024
 """Bytes that one read from the socket may bring."""
 
-BUFFER_LIMIT: Final = 256 * 1024
-"""Bytes of one reply that may wait for their reader (RELIABILITY.md, S14)."""
+BUFFER_LIMIT: Final = 64 * 1024
+"""
+Bytes of one reply that may wait for their reader. As many may be on their way to the client,
+and the whole is to be 256 KiB at most (RELIABILITY.md, S14).
+"""
 
 IDLE_SECONDS: Final = 60.0
 """
@@ -341,11 +344,12 @@ class Connection(asyncio.BufferedProtocol):
         elif self._whole:
             self._finished(reply)
         elif reply.begun:
-            if reply.size > BUFFER_LIMIT - READ_SIZE and not self.paused:
-                self.paused = True
-                assert self._transport is not None
-                self._transport.pause_reading()
             reply.wake()
+            if reply.size > BUFFER_LIMIT - READ_SIZE and not self.paused:
+                transport = self._transport
+                if transport is not None:
+                    self.paused = True
+                    transport.pause_reading()
 
     def eof_received(self) -> bool:
         return False

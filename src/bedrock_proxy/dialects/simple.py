@@ -126,10 +126,11 @@ class _Events:
         self._request_id = request_id
 
     def write(self, parts: Sequence[Part]) -> bytes:
-        if len(parts) == 1:
-            part = parts[0]  # as nearly always
-            if type(part) is Text and part.text and not part.index:
-                return b'data: {"content": %b}\n\n' % _escaped(part.text).encode("ascii")
+        texts = [_escaped(p.text) for p in parts if type(p) is Text and p.text and not p.index]
+        if texts and len(texts) == len(parts):
+            # As nearly always; it takes half of the time.
+            said = '}\n\ndata: {"content": '.join(texts)
+            return f'data: {{"content": {said}}}\n\n'.encode("ascii")
         return "".join([f"data: {said}\n\n" for said in _said(parts, self._full)]).encode("ascii")
 
     def end(self, usage: Usage) -> bytes:

@@ -6,6 +6,7 @@ characters it allows nowhere in practice.
 """
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from attrs import frozen
@@ -83,6 +84,11 @@ def parse_model_id(raw: object) -> ModelName:
         raise ClientFault("The model must be named by a string.")
     if len(raw) > MAX_LENGTH:
         raise ClientFault(f"The model id is longer than {MAX_LENGTH} characters.")
+    return _parsed(raw)
+
+
+@lru_cache(maxsize=512)  # clients choose the names
+def _parsed(raw: str) -> ModelName:
     if raw.startswith("arn:"):
         return _parse_arn(raw)
     if re.fullmatch(_WORD, raw) is None:
