@@ -303,13 +303,39 @@ class Proxy:
                 self._quiet.notify_all()
 
 
+class Share:
+    """
+    What one request has taken of the process's bounds: its :class:`~bedrock_proxy.ports.Slots`.
+
+    Apart from its :class:`Passage`, whose ports know it: what knows itself is garbage that only
+    the collector finds, and a process has it in its memory until then.
+    """
+
+    def __init__(self, proxy: Proxy, upstream: Upstream) -> None:
+        self._proxy = proxy
+        self._upstream = upstream
+        self.stream = False
+        self.drain = False
+
+    def ready(self) -> bool:
+        return self._proxy.ready
+
+    def take_stream(self) -> bool:
+        self.stream = self.stream or self._proxy.take_stream(self._upstream)
+        return self.stream
+
+    def take_drain(self) -> bool:
+        self.drain = self.drain or self._proxy.take_drain()
+        return self.drain
+
+
 class Passage:
     """
     One request on its way through the proxy.
 
     Attributes:
         flow: To be driven, to its end.
-        ports: What it may reach; also the flow's own :class:`~bedrock_proxy.ports.Slots`.
+        ports: What it may reach.
         interrupts: Where the host leaves word.
         has_left: Whether the client is known to have left.
     """
@@ -323,6 +349,7 @@ class Passage:
         spoken: Dialect | None = None,
     ) -> None:
         self.interrupts = Interrupts()
+        self._share = Share(proxy, faces.upstream)
         self.ports = Ports(
             clock=proxy.clock,
             pause=faces.pause,
@@ -331,26 +358,13 @@ class Passage:
             gate=faces.gate,
             ledger=faces.ledger,
             upstream=faces.upstream,
-            slots=self,
+            slots=self._share,
             telemetry=proxy.telemetry,
         )
         self.flow: Flow[ProxyError | None] = exchange(request, proxy.rules, spoken)
         self._proxy = proxy
-        self._stream = False
-        self._drain = False
         self._ended = False
         self.has_left = False
-
-    def ready(self) -> bool:
-        return self._proxy.ready
-
-    def take_stream(self) -> bool:
-        self._stream = self._stream or self._proxy.take_stream(self.ports.upstream)
-        return self._stream
-
-    def take_drain(self) -> bool:
-        self._drain = self._drain or self._proxy.take_drain()
-        return self._drain
 
     def leave(self) -> None:
         """The client left. Harmless when repeated."""
@@ -362,7 +376,8 @@ class Passage:
         """The flow has ended: free what it took. Harmless when repeated."""
         if not self._ended:
             self._ended = True
-            self._proxy.leave(self, stream=self._stream, drain=self._drain)
+            share = self._share
+            self._proxy.leave(self, stream=share.stream, drain=share.drain)
 
 
 def new_request_id() -> str:

@@ -26,7 +26,7 @@ class Course:
         first_byte: When it was, in seconds (monotonic).
         upstream: Bedrock's head, of the last call.
         translation: The answer, of the last call.
-        outcome, error: How it ended; the first reason counts.
+        outcome, error_code: How it ended; the first reason counts.
         renewed_at: When the lease was last made or renewed, in seconds (monotonic).
         quiet_since: Since when nothing was said; None right after something was.
         all_said: Whether everything of a whole answer is out.
@@ -47,7 +47,7 @@ class Course:
     upstream: UpstreamHead | None = None
     translation: Translation | None = None
     outcome: Outcome = Outcome.OK
-    error: ProxyError | None = None
+    error_code: str | None = None
     renewed_at: float | None = None
     quiet_since: float | None = None
     all_said: bool = False
@@ -58,7 +58,9 @@ class Course:
     def failed(self, error: ProxyError | None, outcome: Outcome = Outcome.ERROR) -> None:
         """Remember why it did not end well; the first reason counts."""
         if self.outcome is Outcome.OK:
-            self.error, self.outcome = error, outcome
+            # Not the error itself: where it was raised, this is known too.
+            self.error_code = None if error is None else str(error.code)
+            self.outcome = outcome
 
     def record(self, now: Instant) -> UsageRecord:
         """The ledger row."""
@@ -89,7 +91,7 @@ class Course:
             basis=basis,
             state=State.ESTIMATED if basis is Basis.ESTIMATED else State.FINAL,
             outcome=self.outcome,
-            error_code=None if self.error is None else str(self.error.code),
+            error_code=self.error_code,
             price_version=wanted.price_version,
             aws_request_id=None if head is None else head.first("x-amzn-requestid"),
             client_request_id=wanted.client_request_id,

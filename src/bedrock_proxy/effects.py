@@ -3,7 +3,7 @@ What a flow may ask. Each effect carries its reply's type, so that ``ask`` is fu
 and says which port answers it and how.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
 from bedrock_proxy.admission import AdmissionRequest, Grant, Lease, Refusal
@@ -329,18 +329,13 @@ class Follow(Read):
     the flow, for as long as *turn* gives plain bytes: each piece to *turn*, what it gives to the
     client, and the next is waited for as long as the first. Whatever else *turn* gives is the
     answer; so are the bytes that it gave where they could not be said at once, as :class:`Fed`.
-
-    Args:
-        turn: Called with a piece and the time, which is when its successor is waited for from.
     """
 
-    __slots__ = ("turn",)
+    __slots__ = ()
 
-    def __init__(
-        self, reply: UpstreamReply, within: float, turn: Callable[[bytes, Instant], bytes | Fed]
-    ) -> None:
-        super().__init__(reply, within)
-        self.turn = turn
+    def turn(self, piece: bytes, now: Instant) -> bytes | Fed:
+        """What to say to *piece*, which came *now*: that is when the next is waited for from."""
+        raise NotImplementedError(type(self).__name__)
 
 
 class Close(Effect[None]):

@@ -71,7 +71,7 @@ def exchange(
         if isinstance(reason, Ending):
             yield from _refuse(request, rules, dialect, reason.error)
     except ProxyError as error:
-        yield from _refuse(request, rules, dialect, error)
+        yield from _refuse(request, rules, dialect, _bare(error))
     except Exception as error:  # noqa: BLE001 -- a defect of ours must still be an answer
         yield from ask(ReportFault(request.request_id, error))
         yield from _refuse(request, rules, dialect, _internal())
@@ -123,6 +123,15 @@ def _refuse(request: Request, rules: Rules, dialect: Dialect, error: ProxyError)
     yield from _say_all(
         Head(reply.status, tuple(said)), reply.body if request.method != "HEAD" else b""
     )
+
+
+def _bare(error: ProxyError) -> ProxyError:
+    """
+    *error* as an answer, without where it comes from: the frames in which it was raised know it,
+    and what knows itself stays in memory until the collector comes.
+    """
+    error.__context__ = error.__cause__ = None
+    return error.with_traceback(None)
 
 
 def _is_malformed(error: ProxyError) -> bool:
@@ -256,7 +265,7 @@ def _settled(course: Course) -> Flow[ProxyError | None]:
     if refusal is not None and course.head_said:
         yield from say_terminal(course, refusal)
         yield from _finished(course)
-        return refusal
+        return _bare(refusal)
     yield from _finished(course)
     if refusal is not None:
         refusal.headers = (*refusal.headers, *course.extra)

@@ -79,7 +79,7 @@ def _relay_pieces(course: Course, reply: UpstreamReply, translation: Translation
             course.quiet_since = now.monotonic
             steady.now = now
             try:
-                got = yield steady.read
+                got = yield steady
             except UpstreamUnreachable as failure:
                 yield from _unreachable(course, failure)
                 raise
@@ -131,25 +131,24 @@ def _piece(
     return cast("bytes | Signal", got)
 
 
-class _Steady:
+class _Steady(Follow):
     """
-    What a turn of a stream under way needs, made once for many.
+    The next read of a stream under way, made once for all of them: it waits as long as nothing
+    else can be due.
 
     Attributes:
-        read: The next read, waiting as long as nothing else can be due.
         until: From when on (monotonic) something may be: a renewal, or the longest duration.
         now: Since when the piece that is waited for has been.
     """
 
-    __slots__ = ("_course", "_feed", "_translation", "now", "read", "until")
+    __slots__ = ("_course", "_feed", "_translation", "now", "until")
 
     def __init__(self, course: Course, reply: UpstreamReply, translation: Translation) -> None:
         rules = course.rules
+        super().__init__(reply, min(rules.ping_every, rules.idle_timeout, rules.lease_ms / 2000))
         self._course = course
         self._translation = translation
         self._feed = translation.feed
-        within = min(rules.ping_every, rules.idle_timeout, rules.lease_ms / 2000)
-        self.read = Follow(reply, within, self._turn)
         self.until = 0.0
         self.now = course.arrived
 
@@ -158,10 +157,10 @@ class _Steady:
         course = self._course
         rules = course.rules
         renewed = course.renewed_at or course.arrived.monotonic
-        last = course.arrived.monotonic + rules.max_duration - self.read.within
+        last = course.arrived.monotonic + rules.max_duration - self.within
         self.until = min(renewed + rules.lease_ms / 2000, last)
 
-    def _turn(self, piece: bytes, now: Instant) -> bytes | Fed:
+    def turn(self, piece: bytes, now: Instant) -> bytes | Fed:
         """
         What a turn of the flow does with a piece, where that is to say what has come of it and
         to read on; see :class:`~bedrock_proxy.effects.Follow`.

@@ -71,27 +71,27 @@ def passage(of: Proxy) -> Passage:
 def test_no_more_streams_than_the_upstream_carries_and_each_is_given_back() -> None:
     held = proxy()
     passages = [passage(held) for _ in range(4)]
-    assert [True, True, True, False] == [each.take_stream() for each in passages]
-    assert passages[0].take_stream(), "its own, again"
+    assert [True, True, True, False] == [each.ports.slots.take_stream() for each in passages]
+    assert passages[0].ports.slots.take_stream(), "its own, again"
     passages[0].ended()
     passages[0].ended()
-    assert passages[3].take_stream()
-    assert not passage(held).take_stream(), "ending twice gives back once"
+    assert passages[3].ports.slots.take_stream()
+    assert not passage(held).ports.slots.take_stream(), "ending twice gives back once"
 
 
 def test_the_operators_own_bound_comes_first() -> None:
     held = proxy(max_streams=1)
-    assert [True, False] == [passage(held).take_stream() for _ in range(2)]
+    assert [True, False] == [passage(held).ports.slots.take_stream() for _ in range(2)]
 
 
 def test_S01_no_more_drains_than_thirty_two_and_none_under_cancel() -> None:
     held = proxy()
     passages = [passage(held) for _ in range(MAX_DRAINS + 1)]
-    taken = [each.take_drain() for each in passages]
+    taken = [each.ports.slots.take_drain() for each in passages]
     assert [True] * MAX_DRAINS + [False] == taken
     passages[0].ended()
-    assert passages[-1].take_drain()
-    assert not passage(proxy(disconnect="cancel")).take_drain()
+    assert passages[-1].ports.slots.take_drain()
+    assert not passage(proxy(disconnect="cancel")).ports.slots.take_drain()
 
 
 def test_retries_are_never_more_than_the_upstreams_own() -> None:

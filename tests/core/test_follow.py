@@ -34,7 +34,7 @@ class Passing:
         said = next(flow)
         while True:
             try:
-                answer = self.answer(said) if type(said) is Follow else (yield said)
+                answer = self.answer(said) if isinstance(said, Follow) else (yield said)
             except BaseException as error:
                 step, heard = flow.throw, error
             else:
@@ -221,4 +221,4 @@ def test_a_follow_answered_as_a_read_is_one() -> None:
     assert conversation.world.row.outcome is Outcome.OK
     assert issubclass(Follow, Read)
     reply = World().answers([0.5]).replies[0]
-    assert Follow(cast("Any", reply), 0.25, lambda _, __: b"").run(cast("Any", None)) is SILENCE
+    assert Follow(cast("Any", reply), 0.25).run(cast("Any", None)) is SILENCE

@@ -6,6 +6,7 @@ belongs to a middleware that looks around.
 
 import asyncio
 import contextvars
+import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,13 +14,16 @@ import pytest
 from tests.flows import OK_HEAD, TOKEN, ask_claude, claude, text_of
 
 from bedrock_proxy import tokens
+from bedrock_proxy.answers import StreamedAnswer
+from bedrock_proxy.course import Course
 from bedrock_proxy.customers import UNLIMITED, Customer, Key
+from bedrock_proxy.ports import Ports, Trouble
 from bedrock_proxy.rules import Rules
 from bedrock_proxy.store import every_row
 from bedrock_proxy.usage import Basis, Outcome, UsageRecord
 from bedrock_proxy_adapters.hosts import direct
-from bedrock_proxy_adapters.hosts.asgi import asgi_app
-from bedrock_proxy_adapters.proxy import Proxy
+from bedrock_proxy_adapters.hosts.asgi import _Exchange, _Watcher, asgi_app
+from bedrock_proxy_adapters.proxy import Passage, Proxy
 from bedrock_proxy_adapters.stores.memory import MemoryStore
 from bedrock_proxy_adapters.upstream.http1 import Reply
 
@@ -346,6 +350,48 @@ def test_a_piece_that_comes_in_somebody_elses_step_waits_for_its_own(passed: lis
         assert row.outcome is Outcome.OK
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("way", ["whole", "left", "failed", "broken"])
+def test_L5_what_has_ended_is_gone_without_the_collector(way: str) -> None:
+    """
+    Garbage that knows itself stays in memory until the collector comes, which for what has
+    lived as long as a stream is late: hundreds of megabytes later, under load.
+    """
+
+    async def one() -> None:
+        async def hook(message: dict[str, Any]) -> None:
+            if way == "failed" and b"word 9 " in message.get("body", b""):
+                raise OSError("gone")
+
+        exchange = Exchange(hook, disconnect="cancel")
+        reply = await exchange.begin()
+        if way == "left":
+            await asyncio.sleep(0.15)
+            exchange.left.set()
+        elif way == "broken":
+            reply.end((Trouble.BROKEN, "in mid-stream"))
+        else:
+            bring_all(exchange, reply)
+        await exchange.row()
+
+    async def run() -> None:
+        for _ in range(3):
+            await one()
+        await asyncio.sleep(0.05)
+
+    kinds = (Passage, Reply, Course, StreamedAnswer, direct.Direct, Ports, _Exchange, _Watcher)
+    gc.collect()
+    before = [each for each in gc.get_objects() if isinstance(each, kinds)]  # other tests'
+    known = {id(each) for each in before}
+    gc.disable()
+    try:
+        asyncio.run(run())
+        found = [each for each in gc.get_objects() if isinstance(each, kinds)]
+        left = [each for each in found if id(each) not in known]
+        assert not left, [type(each).__name__ for each in left]
+    finally:
+        gc.enable()
 
 
 def test_resumed_hands_on_what_its_task_hears() -> None:

@@ -128,6 +128,7 @@ class Application:
             raise
         finally:
             watcher.end()
+            body.watcher = None
 
     def faces(self) -> Faces:
         """The ports as an event loop calls them best."""
@@ -189,9 +190,10 @@ class _Exchange:
         finally:
             passage.ended()
             self._disarm()
+            self._direct = None  # it knows us: garbage that knows itself waits for the collector
 
     def _perform(self, effect: Effect[Any]) -> Answer[Any]:
-        if type(effect) is Follow and hasattr(effect.reply, "listen"):
+        if isinstance(effect, Follow) and hasattr(effect.reply, "listen"):
             direct = self._direct
             if direct is None:
                 task = cast("asyncio.Task[None]", asyncio.current_task())
@@ -276,7 +278,10 @@ class _Exchange:
 
 
 async def _raised(error: Exception) -> None:
-    raise error
+    try:
+        raise error
+    finally:
+        del error  # the frame is known where it was raised
 
 
 class _Body:
@@ -312,8 +317,9 @@ class _Body:
             self._taken()
 
     def _taken(self) -> None:
-        if self.watcher is not None:
-            self.watcher.begin()
+        watcher, self.watcher = self.watcher, None
+        if watcher is not None:
+            watcher.begin()
 
     async def discard(self) -> None:
         """Read away a body that nobody asked for, within reason, before the refusal."""

@@ -90,6 +90,7 @@ class Direct:
             return answer
         finally:
             self._parked = None
+            del parked  # an error in it would know itself, by this frame
             reply.deafen()
 
     def _hear(self) -> None:
@@ -109,7 +110,7 @@ class Direct:
                     reply.listen(self._hear, follow.within)
                     return
         except BaseException as error:  # noqa: BLE001 -- it is the flow's to hear
-            parked.set_exception(error)
+            parked.set_exception(error.with_traceback(None))  # this frame knows *parked*
             return
         if answer is not None:
             parked.set_result(answer)

@@ -14,6 +14,7 @@ from bedrock_proxy.usage import LEDGER_FIELDS, UsageRecord
 from bedrock_proxy_adapters.stores import gate
 from bedrock_proxy_adapters.stores.rows import (
     columns_of,
+    forget_lease,
     load_lease,
     load_limits,
     load_state,
@@ -76,6 +77,7 @@ def finish(connection: sqlite3.Connection, record: UsageRecord) -> None:
         gate.save(connection, customer_id, entry.state)
     if body is not None:
         gate.drop_lease(connection, request_id)
+        forget_lease(body)
 
 
 def is_overdue(connection: sqlite3.Connection, now: int) -> bool:

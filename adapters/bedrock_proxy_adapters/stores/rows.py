@@ -43,6 +43,9 @@ class _Remembered(Generic[T]):
         value = self._values.get(text)
         return self._load(text) if value is None else value
 
+    def forget(self, text: str) -> None:
+        self._values.pop(text, None)
+
     def put(self, text: str, value: T) -> str:
         if len(self._values) >= MAX_REMEMBERED:
             self._values.clear()
@@ -114,6 +117,11 @@ def load_lease(text: str, deadline: int | None = None) -> Lease:
     if deadline is None or deadline == lease.deadline:
         return lease
     return evolve(lease, deadline=deadline)
+
+
+def forget_lease(text: str) -> None:
+    """The lease that *text* is has been settled: nobody will load it again."""
+    _leases.forget(text)
 
 
 def _parse_lease(text: str) -> Lease:

@@ -202,6 +202,7 @@ class Reply:
         if self._closed:
             return
         self._closed = True
+        self.again = None
         self._chunks.clear()
         self._size = 0
         if self.opening is not None:
@@ -230,6 +231,7 @@ class Reply:
     def headed(self, head: UpstreamHead) -> None:
         """Its head has come."""
         self._head = head
+        self.again = None  # which knows this reply
 
     def push(self, data: bytes) -> None:
         """A piece of its body has come."""
@@ -239,6 +241,7 @@ class Reply:
     def end(self, error: tuple[Trouble, str] | None = None) -> None:
         """Nothing more will come."""
         self.carrier = None
+        self.again = None
         if not self._ended:
             self._ended = True
             self._failure = error
@@ -279,7 +282,7 @@ class Connection(asyncio.BufferedProtocol):
         self._pool = pool
         self._buffer = buffer
         self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._reply: Reply | None = None
         self._headers: list[tuple[str, str]] = []
         self._head_size = 0
@@ -331,8 +334,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._heard = True
+        parser = self._parser
+        if parser is None:
+            return
         try:
-            self._parser.feed_data(self._buffer[:nbytes])
+            parser.feed_data(self._buffer[:nbytes])
         except httptools.HttpParserError as error:
             if self._reply is None or not self._whole:
                 self._fail(Trouble.BROKEN, f"the reply is not HTTP: {type(error).__name__}")
@@ -356,6 +362,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._parser = None  # which knows us
         self._pool.lost(self)
         reply, self._reply = self._reply, None
         if reply is None:
@@ -392,6 +399,7 @@ class Connection(asyncio.BufferedProtocol):
         self._headers.append((key, value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
+        assert self._parser is not None
         status = self._parser.get_status_code()
         self._interim = status < 200
         if not self._interim and not self._excess and self._reply is not None:
@@ -405,6 +413,7 @@ class Connection(asyncio.BufferedProtocol):
         if not self._interim:
             self._whole = True
             # Asked here: the parser forgets with the next step what the head said of it.
+            assert self._parser is not None
             self._lasts = self._parser.should_keep_alive()
 
     # --- endings
