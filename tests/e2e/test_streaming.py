@@ -31,14 +31,17 @@ def test_the_client_has_event_n_before_the_model_sends_event_n_plus_1(
         assert Outcome.OK == host.row(client.request_id).outcome
 
 
-def test_S13_forty_seconds_of_silence_bring_pings_and_then_the_rest(
-    uvicorn_host: Running, gunicorn_host: Running
+@pytest.mark.parametrize(
+    ("silence", "pings"), [(17.0, 1), pytest.param(40.0, 2, marks=pytest.mark.slow)]
+)
+def test_S13_silence_brings_a_ping_every_fifteen_seconds_and_then_the_rest(
+    uvicorn_host: Running, gunicorn_host: Running, silence: float, pings: int
 ) -> None:
     def silent(host: Running) -> None:
-        host.simulator.script(Script(pieces=("before ", "after"), stall_after=3, stall=40.0))
+        host.simulator.script(Script(pieces=("before ", "after"), stall_after=3, stall=silence))
         status, headers, said = post(host, timeout=100)
         assert 200 == status
-        assert 2 == said.count(b": ping\n\n")
+        assert pings == said.count(b": ping\n\n")
         assert said.index(b"before") < said.index(b": ping") < said.index(b"after")
         assert "before after" == sse_text(said)
         results[host.name] = host.row(headers["x-request-id"]).outcome

@@ -15,12 +15,15 @@ from tests.flows import TOKEN, Reply, Step, Time, World, ask_claude, claude
 from tests.running import wait_for
 
 from bedrock_proxy import tokens
+from bedrock_proxy.answers import StreamedAnswer
+from bedrock_proxy.course import Course
 from bedrock_proxy.customers import UNLIMITED, Customer, Key
+from bedrock_proxy.ports import Ports
 from bedrock_proxy.store import every_row
 from bedrock_proxy.usage import Outcome
 from bedrock_proxy_adapters.hosts.asgi import Application, asgi_app
 from bedrock_proxy_adapters.hosts.wsgi import wsgi_app
-from bedrock_proxy_adapters.proxy import Proxy
+from bedrock_proxy_adapters.proxy import Passage, Proxy
 from bedrock_proxy_adapters.stores.memory import MemoryStore
 
 
@@ -180,6 +183,28 @@ def test_S01_a_server_that_fails_to_begin_the_answer_leaves_a_row() -> None:
     with pytest.raises(OSError, match="gone"):
         wsgi_app(proxy)(environ(), start_response)
     settled(proxy)
+
+
+@pytest.mark.parametrize("pieces", [2, 100], ids=["left", "whole"])
+def test_L5_what_has_ended_is_gone_without_the_collector(pieces: int) -> None:
+    """``tests/hosts/test_direct.py`` says why, and looks at the ASGI host."""
+    proxy = make(Upstream())
+    kinds = (Passage, Ports, Course, StreamedAnswer)
+    gc.collect()
+    known = {id(each) for each in gc.get_objects() if isinstance(each, kinds)}
+    gc.disable()
+    try:
+        reply = reply_of(proxy)
+        for _ in zip(range(pieces), reply, strict=False):
+            pass
+        reply.close()
+        settled(proxy)
+        del reply
+        found = [each for each in gc.get_objects() if isinstance(each, kinds)]
+        left = [type(each).__name__ for each in found if id(each) not in known]
+    finally:
+        gc.enable()
+    assert not left
 
 
 # --- ASGI -------------------------------------------------------------------------------------
