@@ -7,7 +7,7 @@ from collections.abc import Generator
 from typing import Any, cast
 
 import pytest
-from attrs import define, evolve
+from attrs import define
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests import flows
@@ -18,7 +18,7 @@ from bedrock_proxy.drive import Gone, Shutdown
 from bedrock_proxy.effects import Fed, Follow, Read
 from bedrock_proxy.ports import SILENCE, Trouble, UpstreamUnreachable
 from bedrock_proxy.rules import Rules
-from bedrock_proxy.usage import Outcome, UsageRecord
+from bedrock_proxy.usage import Outcome
 
 
 @define(eq=False)
@@ -28,6 +28,15 @@ class Passing:
     conversation: Conversation
     lucky: list[bool]
     passed: int = 0
+
+    def run(self) -> None:
+        """The conversation, its flow wrapped in :meth:`around`."""
+        exchange = flows.exchange
+        try:
+            flows.exchange = cast("Any", lambda *given: self.around(exchange(*given)))
+            self.conversation.run()
+        finally:
+            flows.exchange = exchange
 
     def around(self, flow: Any) -> Generator[Any, Any, Any]:
         """*flow*, with its Follows answered here."""
@@ -75,17 +84,8 @@ def converse(
         conversation.run()
         return conversation, times, 0
     passing = Passing(conversation, list(lucky))
-    exchange = flows.exchange
-    try:
-        flows.exchange = cast("Any", lambda *given: passing.around(exchange(*given)))
-        conversation.run()
-    finally:
-        flows.exchange = exchange
+    passing.run()
     return conversation, times, passing.passed
-
-
-def without_request(row: UsageRecord) -> UsageRecord:
-    return evolve(row, request_id="")
 
 
 SOUND = claude([f"word {n} " for n in range(12)])
@@ -196,12 +196,7 @@ def test_S01_an_interruption_between_pieces_that_pass_is_heard_at_the_next(
             conversation.interrupts.post(reason)
 
     conversation.on_say = on_say
-    exchange = flows.exchange
-    try:
-        flows.exchange = cast("Any", lambda *given: passing.around(exchange(*given)))
-        conversation.run()
-    finally:
-        flows.exchange = exchange
+    passing.run()
     assert passing.passed > 0
     row = conversation.world.row
     if isinstance(reason, Shutdown):

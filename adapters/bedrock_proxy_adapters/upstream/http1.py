@@ -142,9 +142,9 @@ class Reply:
         self, take: Callable[[], T | None], within: float
     ) -> "T | Literal[Signal.SILENCE]":
         loop = self._loop
+        waiter: asyncio.Future[None] = loop.create_future()
+        self.listen(partial(_wake, waiter), within)
         while True:
-            waiter: asyncio.Future[None] = loop.create_future()
-            self.listen(partial(_wake, waiter), within)
             try:
                 await waiter
             finally:
@@ -154,6 +154,9 @@ class Reply:
                 return got
             if self._late:
                 return SILENCE
+            # Something came that is no piece yet; the time to wait does not begin anew.
+            waiter = loop.create_future()
+            self._hear = partial(_wake, waiter)
 
     def poll(self) -> bytes | Signal | None:
         """

@@ -13,7 +13,7 @@ from tests.adapters.upstream.conftest import loops_upstream
 from tests.adapters.upstream.scripted import SOON, answered, eventually
 
 from bedrock_proxy.errors import ConfigurationError
-from bedrock_proxy.ports import END, Operation, Trouble, UpstreamCall, UpstreamUnreachable
+from bedrock_proxy.ports import END, SILENCE, Operation, Trouble, UpstreamCall, UpstreamUnreachable
 from bedrock_proxy_adapters.upstream import aio, http1
 from bedrock_proxy_adapters.upstream.aio import AsyncUpstream
 from bedrock_proxy_adapters.upstream.boto3 import NativeBoto3Upstream
@@ -601,3 +601,20 @@ def test_an_upstream_that_is_closed_lets_go_of_its_connections(server):
 
     assert asyncio.run(story()) == 1
     assert eventually(lambda: not server._open)
+
+
+def test_S13_what_is_no_piece_yet_lengthens_no_wait():
+    """Half the size of a chunk may come in one read: the silence goes on."""
+
+    async def story():
+        reply = http1.Reply(asyncio.get_running_loop())
+        waiting = asyncio.ensure_future(reply.read(0.3))
+        for _ in range(40):
+            if waiting.done():
+                break
+            await asyncio.sleep(0.1)
+            reply.wake()
+        assert waiting.done(), "every wake began the wait anew"
+        return await waiting
+
+    assert asyncio.run(story()) is SILENCE
