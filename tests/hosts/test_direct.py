@@ -25,7 +25,7 @@ from bedrock_proxy_adapters.hosts import direct
 from bedrock_proxy_adapters.hosts.asgi import _Exchange, _Watcher, asgi_app
 from bedrock_proxy_adapters.proxy import Passage, Proxy
 from bedrock_proxy_adapters.stores.memory import MemoryStore
-from bedrock_proxy_adapters.upstream.http1 import Reply
+from bedrock_proxy_adapters.upstream.replies import Reply
 
 WORDS = [f"word {number} " for number in range(20)]
 FRAMES = claude(WORDS)

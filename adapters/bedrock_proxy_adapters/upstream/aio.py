@@ -24,7 +24,8 @@ from bedrock_proxy.errors import ConfigurationError
 from bedrock_proxy.ports import Operation, Trouble, UpstreamCall, UpstreamUnreachable
 from bedrock_proxy_adapters.upstream.credentials import Credentials
 from bedrock_proxy_adapters.upstream.failures import trouble
-from bedrock_proxy_adapters.upstream.http1 import Connection, Pool, Reply
+from bedrock_proxy_adapters.upstream.http1 import Connection, Pool
+from bedrock_proxy_adapters.upstream.replies import Reply
 from bedrock_proxy_adapters.upstream.signing import Keys, Signer
 
 CONNECT_TIMEOUT: Final = 10.0

@@ -19,6 +19,7 @@ from bedrock_proxy_adapters.upstream.aio import AsyncUpstream
 from bedrock_proxy_adapters.upstream.boto3 import NativeBoto3Upstream
 from bedrock_proxy_adapters.upstream.configured import ConfiguredUpstream
 from bedrock_proxy_adapters.upstream.credentials import MUST_REFRESH, Credentials
+from bedrock_proxy_adapters.upstream.replies import Reply
 
 STREAM = UpstreamCall(Operation.CONVERSE_STREAM, "model", b"{}")
 WHOLE = UpstreamCall(Operation.CONVERSE, "model", b"{}")
@@ -607,7 +608,7 @@ def test_S13_what_is_no_piece_yet_lengthens_no_wait():
     """Half the size of a chunk may come in one read: the silence goes on."""
 
     async def story():
-        reply = http1.Reply(asyncio.get_running_loop())
+        reply = Reply(asyncio.get_running_loop())
         waiting = asyncio.ensure_future(reply.read(0.3))
         for _ in range(40):
             if waiting.done():
