@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -88,8 +88,11 @@ def demo(once: bool, port: int) -> None:
 
         if not once:
             click.echo()
-            _lines_to_paste(served.url, token)
-            _until_interrupted()
+            try:
+                _lines_to_paste(served.url, token)
+                _until_interrupted()
+            except KeyboardInterrupt:
+                click.echo()
         served.stop()
 
 
@@ -218,8 +221,7 @@ def _lines_to_paste(url: str, token: str) -> None:
     click.echo("\nThe proxy stays up until Ctrl-C.")
 
 
-def _until_interrupted() -> None:
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        click.echo()
+def _until_interrupted() -> NoReturn:
+    """Waits for Ctrl-C, which may come just before the wait does: no wait is for ever."""
+    while True:
+        time.sleep(0.5)
