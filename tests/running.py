@@ -307,7 +307,11 @@ class RawClient:
             *(f"{name}: {value}" for name, value in _headers(headers).items()),
         ]
         self.received = b""
-        self.socket.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + content)
+        try:
+            self.socket.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + content)
+        except OSError:
+            self.socket.close()
+            raise
 
     def read_until(self, marker: bytes, timeout: float = 20.0) -> bytes:
         """Read on until *marker* has come."""
