@@ -11,10 +11,11 @@ from attrs import evolve, frozen
 from bedrock_proxy.admission import GateState, Lease, correct, settle
 from bedrock_proxy.customers import Limits
 from bedrock_proxy.errors import Code
+from bedrock_proxy.slotted import lean
 from bedrock_proxy.usage import Basis, Outcome, State, UsageRecord
 
 
-@frozen
+@lean
 class Entry:
     """
     What a settlement changes. The lease, if there still was one, is gone with it.

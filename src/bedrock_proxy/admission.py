@@ -12,9 +12,10 @@ the UTC day and month of admission.
 from datetime import UTC, datetime
 from enum import StrEnum, unique
 from functools import lru_cache
+from operator import attrgetter
 from typing import Final
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from bedrock_proxy.buckets import (
     EMPTY_BUCKET,
@@ -29,6 +30,7 @@ from bedrock_proxy.buckets import (
     try_take,
 )
 from bedrock_proxy.customers import CustomerStatus, Key, Limits
+from bedrock_proxy.slotted import lean
 from bedrock_proxy.usage import UsageRecord
 
 DAY_MS: Final = 86_400_000
@@ -52,7 +54,7 @@ class Limit(StrEnum):
     COST_PER_MONTH = "cost_per_month"
 
 
-@frozen(kw_only=True)
+@lean(kw_only=True)
 class AdmissionRequest:
     """
     What a request asks of its customer's limits, and what a reaper must know to write its
@@ -82,7 +84,7 @@ class AdmissionRequest:
     lease_ms: int
 
 
-@frozen(kw_only=True)
+@lean(kw_only=True)
 class Lease:
     """
     The right to one call: settled once, by whoever comes first.
@@ -110,7 +112,7 @@ class Lease:
         return self.request.cost_nanousd or 0
 
 
-@frozen(kw_only=True)
+@lean(kw_only=True)
 class LimitState:
     """
     One limit as it stands after the decision.
@@ -127,7 +129,7 @@ class LimitState:
     resets_in: int
 
 
-@frozen(kw_only=True)
+@lean(kw_only=True)
 class Grant:
     """The request may go; *limits* are the states after it."""
 
@@ -146,7 +148,7 @@ class Barred(StrEnum):
     """There is a money budget, and no price to hold the request against."""
 
 
-@frozen(kw_only=True)
+@lean(kw_only=True)
 class Refusal:
     """
     The request may not go; nothing was reserved and no limit consumed.
@@ -169,7 +171,7 @@ class Refusal:
 # --- a customer's state -------------------------------------------------------------------
 
 
-@frozen
+@lean
 class GateState:
     """
     Everything that a customer's limits depend on, open leases apart.
@@ -223,6 +225,18 @@ def start_of_month(month: int) -> int:
     return int(datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC).timestamp()) * 1000
 
 
+_BUDGETS: Final = (
+    Limit.REQUESTS_PER_DAY,
+    Limit.TOKENS_PER_DAY,
+    Limit.TOKENS_PER_MONTH,
+    Limit.COST_PER_DAY,
+    Limit.COST_PER_MONTH,
+)
+"""What is counted by day and month, in the order in which it refuses."""
+_caps: Final = attrgetter(*(limit.value for limit in _BUDGETS))
+_used: Final = attrgetter("day_requests", "day_tokens", "month_tokens", "day_cost", "month_cost")
+
+
 # --- the decision -------------------------------------------------------------------------
 
 
@@ -267,12 +281,8 @@ def decide(
     if limits.concurrency is not None and live >= limits.concurrency:
         wait = CONCURRENCY_RETRY_AFTER if limits.concurrency else None
         return _refusal(Limit.CONCURRENCY, state, limits, live, request.at, wait), state
-    for name, cap, used, asked in (
-        (Limit.REQUESTS_PER_DAY, limits.requests_per_day, now.day_requests, 1),
-        (Limit.TOKENS_PER_DAY, limits.tokens_per_day, now.day_tokens, tokens),
-        (Limit.TOKENS_PER_MONTH, limits.tokens_per_month, now.month_tokens, tokens),
-        (Limit.COST_PER_DAY, limits.cost_per_day, now.day_cost, cost),
-        (Limit.COST_PER_MONTH, limits.cost_per_month, now.month_cost, cost),
+    for name, cap, used, asked in zip(
+        _BUDGETS, _caps(limits), _used(now), (1, tokens, tokens, cost, cost), strict=True
     ):
         if cap is not None and (cap == 0 or used + asked > cap):
             wait = None if cap == 0 or asked > cap else _seconds_to_roll(name, now, request.at)
@@ -429,13 +439,8 @@ def limit_states(state: GateState, limits: Limits, live: int, at: int) -> tuple[
         )
     day_ends = _seconds_to(_end_of_day(now), at)
     month_ends = _seconds_to(_end_of_month(now), at)
-    for name, cap, used, resets_in in (
-        (Limit.REQUESTS_PER_DAY, limits.requests_per_day, now.day_requests, day_ends),
-        (Limit.TOKENS_PER_DAY, limits.tokens_per_day, now.day_tokens, day_ends),
-        (Limit.TOKENS_PER_MONTH, limits.tokens_per_month, now.month_tokens, month_ends),
-        (Limit.COST_PER_DAY, limits.cost_per_day, now.day_cost, day_ends),
-        (Limit.COST_PER_MONTH, limits.cost_per_month, now.month_cost, month_ends),
-    ):
+    ends = (day_ends, day_ends, month_ends, day_ends, month_ends)
+    for name, cap, used, resets_in in zip(_BUDGETS, _caps(limits), _used(now), ends, strict=True):
         if cap is not None:
             found.append(
                 LimitState(name=name, limit=cap, remaining=max(0, cap - used), resets_in=resets_in)

@@ -349,7 +349,7 @@ def whole_answer(family: Family, body: bytes) -> Sequence[Part]:
 
 def _parts(read: Callable[[Json], Sequence[Part]], body: bytes) -> Sequence[Part]:
     try:
-        return read(cast("Json", json.loads(body)))
+        return read(cast("Json", json.loads(body.decode())))
     except (ValueError, RecursionError):
         return ()
 

@@ -11,10 +11,10 @@ from bedrock_proxy.course import Course
 from bedrock_proxy.dialects.dialect import Translation
 from bedrock_proxy.drive import Deadline, Ending, Gone, insist
 from bedrock_proxy.effects import (
+    NOW,
     Begin,
     Close,
     Flow,
-    Now,
     Open,
     Read,
     TakeDrain,
@@ -24,6 +24,7 @@ from bedrock_proxy.effects import (
 from bedrock_proxy.errors import ProxyError
 from bedrock_proxy.ports import (
     END,
+    Instant,
     UpstreamHead,
     UpstreamReply,
     UpstreamUnreachable,
@@ -117,7 +118,7 @@ def _drain(course: Course, reply: UpstreamReply, translation: Translation) -> Fl
         Whether the client missed anything of it.
     """
     missed = False
-    begun = yield from ask(Now())
+    begun: Instant = yield NOW
     now = begun
     while translation.fault is None:
         left = course.rules.drain - (now.monotonic - begun.monotonic)
@@ -149,5 +150,5 @@ def _drain(course: Course, reply: UpstreamReply, translation: Translation) -> Fl
                 return True
         except Ending:
             return True  # the server is stopping, or the host's time is up
-        now = yield from ask(Now())
+        now = yield NOW
     return True

@@ -9,6 +9,7 @@ from typing import Final
 from attrs import evolve, frozen
 
 from bedrock_proxy.errors import BedrockProxyError
+from bedrock_proxy.slotted import lean
 
 
 @unique
@@ -78,7 +79,7 @@ class Customer:
     created_at: int
 
 
-@frozen(kw_only=True)
+@lean(kw_only=True)
 class Key:
     """
     One of a customer's tokens, known by its public id; the token itself is never kept.
@@ -121,7 +122,7 @@ def newest(keys: Iterable[Key]) -> Key | None:
     )
 
 
-@frozen(kw_only=True)
+@lean(kw_only=True)
 class TokenOwner:
     """
     Whose token it is: all that the flow needs to know before admission.

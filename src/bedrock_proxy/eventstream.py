@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final, TypeAlias, cast
 from zlib import crc32
 
-from attrs import frozen
+from bedrock_proxy.slotted import lean
 
 MAX_FRAME: Final = 24 * 1024 * 1024
 """The longest frame that is believed, in bytes (the specification's own bound is 24 MiB)."""
@@ -75,7 +75,7 @@ class Torn(EventStreamError):
     """The stream ended in the middle of a frame."""
 
 
-@frozen
+@lean
 class Frame:
     """
     One message that passed both checksums.

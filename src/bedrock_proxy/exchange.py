@@ -16,12 +16,12 @@ from bedrock_proxy.customers import CustomerStatus, TokenOwner
 from bedrock_proxy.dialects.dialect import Call, Dialect
 from bedrock_proxy.drive import Ending, Interruption, Shutdown, insist
 from bedrock_proxy.effects import (
+    NOW,
     Admit,
     FindStanding,
     FindToken,
     Finish,
     Flow,
-    Now,
     Ready,
     ReceiveBody,
     Release,
@@ -152,7 +152,7 @@ def _internal() -> ProxyError:
 def _admitted(
     request: Request, rules: Rules, found: routes.Found, dialect: Dialect
 ) -> Flow[ProxyError | None]:
-    arrived = yield from ask(Now())
+    arrived: Instant = yield NOW
     owner = yield from _owner(request, rules, dialect, arrived)
     if found.route.gate is routes.Gate.AUTHENTICATED:
         yield from _standing(request, rules, owner, arrived)
@@ -223,7 +223,7 @@ def _admission(
         model_id=call.model.raw,
         model=call.model.canonical,
         dialect=dialect.name,
-        operation=call.upstream.operation.value,
+        operation=str(call.upstream.operation),
         stream=call.stream,
         at=arrived.epoch_ms,
         input_tokens=call.estimate.input_tokens or 0,
@@ -280,7 +280,7 @@ def _finished(course: Course) -> Flow[None]:
     if course.attempts == 0:
         yield from _release(course.lease.request)
         return
-    now = yield from ask(Now())
+    now: Instant = yield NOW
     record = course.record(now)
     try:
         yield from ask(Finish(record, course.lease))

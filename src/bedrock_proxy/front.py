@@ -36,7 +36,7 @@ def check_head(request: Request) -> None:
             status=431,
             headers=_CLOSE,
         )
-    if sum(len(name) + len(value) + 4 for name, value in request.headers) > MAX_HEADER_BYTES:
+    if sum([len(name) + len(value) + 4 for name, value in request.headers]) > MAX_HEADER_BYTES:
         raise ClientFault(
             f"The request's headers are larger than {MAX_HEADER_BYTES // 1024} KiB.",
             Code.TOO_LARGE,
@@ -149,7 +149,7 @@ def credential(request: Request, *, signed_route: bool) -> str:
         raise ClientFault("The request has two different x-api-key headers.")
     if keys and authorizations and not signed_route and authorizations[0].startswith("AWS4-HMAC-"):
         # An AWS_IAM Function URL's own signature: the caller of the URL, not our customer.
-        authorizations = []
+        authorizations = ()
     bearer: str | None = None
     if authorizations:
         scheme, _, rest = authorizations[0].strip(_BLANK).partition(" ")

@@ -5,17 +5,18 @@ Hosts build a :class:`Request` from whatever they are given and send what the fl
 they decide nothing.
 """
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
-from attrs import frozen
+from attrs import Factory, field
 
-from bedrock_proxy.slotted import Slotted
+from bedrock_proxy.slotted import Slotted, lean
 
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 """Header fields in order, names in lower case, values decoded as latin-1."""
 
 
-@frozen
+@lean
 class Request:
     """
     One request as it arrived, without its body (the flow asks for that).
@@ -42,17 +43,32 @@ class Request:
     path_is_decoded: bool = False
     can_stream: bool = True
     peer_key: str | None = None
+    _fields: dict[str, list[str]] = field(
+        init=False,
+        repr=False,
+        eq=False,
+        default=Factory(lambda self: _by_name(self.headers), takes_self=True),
+    )
 
-    def all(self, name: str) -> list[str]:
+    def all(self, name: str) -> Sequence[str]:
         """Every value of a header, in order; *name* in lower case."""
-        return [value for key, value in self.headers if key == name]
+        return self._fields.get(name, ())
 
     def first(self, name: str) -> str | None:
         """The first value of a header, or None; *name* in lower case."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return None
+        found = self._fields.get(name)
+        return None if found is None else found[0]
+
+
+def _by_name(headers: Headers) -> dict[str, list[str]]:
+    fields: dict[str, list[str]] = {}
+    for name, value in headers:
+        found = fields.get(name)
+        if found is None:
+            fields[name] = [value]
+        else:
+            found.append(value)
+    return fields
 
 
 class Head(Slotted):

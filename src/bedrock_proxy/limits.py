@@ -17,10 +17,13 @@ from bedrock_proxy.http import Headers
 from bedrock_proxy.standing import Standing
 
 _HEADER_NAMES: Final = {
-    Limit.REQUESTS_PER_MINUTE: "requests",
-    Limit.TOKENS_PER_MINUTE: "tokens",
-    Limit.REQUESTS_PER_DAY: "requests-day",
-    Limit.TOKENS_PER_DAY: "tokens-day",
+    limit: tuple(f"x-ratelimit-{what}-{name}" for what in ("limit", "remaining", "reset"))
+    for limit, name in (
+        (Limit.REQUESTS_PER_MINUTE, "requests"),
+        (Limit.TOKENS_PER_MINUTE, "tokens"),
+        (Limit.REQUESTS_PER_DAY, "requests-day"),
+        (Limit.TOKENS_PER_DAY, "tokens-day"),
+    )
 }
 
 _RATES: Final = frozenset({Limit.REQUESTS_PER_MINUTE, Limit.TOKENS_PER_MINUTE, Limit.CONCURRENCY})
@@ -31,13 +34,11 @@ def headers(states: Sequence[LimitState]) -> Headers:
     """``x-ratelimit-{limit,remaining,reset}-…``; reset in whole seconds."""
     said: list[tuple[str, str]] = []
     for state in states:
-        name = _HEADER_NAMES.get(state.name)
-        if name is not None:
-            said += [
-                (f"x-ratelimit-limit-{name}", str(state.limit)),
-                (f"x-ratelimit-remaining-{name}", str(state.remaining)),
-                (f"x-ratelimit-reset-{name}", str(state.resets_in)),
-            ]
+        names = _HEADER_NAMES.get(state.name)
+        if names is not None:
+            said += zip(
+                names, (str(state.limit), str(state.remaining), str(state.resets_in)), strict=True
+            )
     return tuple(said)
 
 

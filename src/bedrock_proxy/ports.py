@@ -18,12 +18,10 @@ from collections.abc import Awaitable
 from enum import Enum, StrEnum, unique
 from typing import Final, Literal, Protocol, TypeAlias, TypeVar
 
-from attrs import frozen
-
 from bedrock_proxy.admission import AdmissionRequest, Grant, Lease, Refusal
 from bedrock_proxy.customers import TokenOwner
 from bedrock_proxy.http import Headers
-from bedrock_proxy.slotted import Slotted
+from bedrock_proxy.slotted import Slotted, lean
 from bedrock_proxy.standing import Standing
 from bedrock_proxy.usage import UsageRecord
 
@@ -171,7 +169,7 @@ class Operation(StrEnum):
         return self in {Operation.INVOKE_STREAM, Operation.CONVERSE_STREAM}
 
 
-@frozen
+@lean
 class UpstreamCall:
     """
     One call of Bedrock.
@@ -192,7 +190,7 @@ class UpstreamCall:
     guardrail_version: str = ""
 
 
-@frozen
+@lean
 class UpstreamHead:
     """Bedrock's own status and headers (:data:`~bedrock_proxy.http.Headers`)."""
 
@@ -344,7 +342,7 @@ class Telemetry(Protocol):
         ...
 
 
-@frozen(kw_only=True)
+@lean(kw_only=True)
 class Ports:
     """Everything one flow may reach."""
 

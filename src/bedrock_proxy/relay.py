@@ -18,7 +18,6 @@ from bedrock_proxy.effects import (
     Fed,
     Flow,
     Follow,
-    Now,
     Read,
     Renew,
     ask,
@@ -264,7 +263,7 @@ def _heard(
         if got is not SILENCE:
             return got
         yield b""
-        now = yield from ask(Now())
+        now = yield NOW
 
 
 def _say(course: Course, translation: Translation, out: bytes) -> Flow[None]:
@@ -315,7 +314,7 @@ def _say_whole(course: Course, translation: Translation, out: bytes) -> Flow[Non
 
 def _head(course: Course, headers: Headers) -> Flow[Head]:
     """The reply's head, to be said at once."""
-    now = yield from ask(Now())
+    now: Instant = yield NOW
     course.head_said = True
     course.first_byte = now.monotonic
     request = course.request

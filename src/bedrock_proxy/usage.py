@@ -8,10 +8,12 @@ zero is a figure like any other (never test counts by truthiness).
 from enum import StrEnum, unique
 from typing import Any
 
-from attrs import asdict, evolve, fields, frozen
+from attrs import asdict, evolve, fields
+
+from bedrock_proxy.slotted import lean
 
 
-@frozen
+@lean
 class Usage:
     """
     Token counts of one answer, in tokens; None where nothing was said.
@@ -99,7 +101,7 @@ class Outcome(StrEnum):
     SHUTDOWN = "shutdown"
 
 
-@frozen(kw_only=True)
+@lean(kw_only=True)
 class UsageRecord:
     """
     One ledger row: one admitted request that called Bedrock. Field for field DESIGN.md section 4.

@@ -10,11 +10,12 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import Any, TypeAlias, cast
 
 from bedrock_proxy import front
 from bedrock_proxy.drive import adrive
-from bedrock_proxy.effects import Admit, Effect, Finish, Follow, Release
+from bedrock_proxy.effects import NOW, Admit, Effect, Finish, Follow, Release
 from bedrock_proxy.http import Head, Headers, Request
 from bedrock_proxy.ports import Answer, PortKind
 from bedrock_proxy_adapters.hosts.direct import Audible, Direct, Resumed
@@ -119,9 +120,13 @@ class Application:
         exchange = _Exchange(self, passage, body, send, self._proxy.write_timeout, http1)
         flow = asyncio.create_task(exchange.run())
         self._held.add(flow)
-        flow.add_done_callback(self._held.discard)
+        # Not asyncio.shield, which costs as much as the task: this waits for the task to end,
+        # and being cancelled is none of the task's business either.
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        flow.add_done_callback(partial(self._let_go, waiter))
         try:
-            await asyncio.shield(flow)
+            await waiter
+            flow.result()
         except asyncio.CancelledError:
             if not flow.done():
                 passage.leave()
@@ -129,6 +134,13 @@ class Application:
         finally:
             watcher.end()
             body.watcher = None
+
+    def _let_go(self, waiter: "asyncio.Future[None]", flow: "asyncio.Task[None]") -> None:
+        self._held.discard(flow)
+        if not waiter.done():
+            waiter.set_result(None)
+        elif not flow.cancelled():
+            flow.exception()  # nobody is left to hear it
 
     def faces(self) -> Faces:
         """The ports as an event loop calls them best."""
@@ -161,6 +173,8 @@ class _Exchange:
     ) -> None:
         self._app = app
         self._passage = passage
+        self._ports = passage.ports
+        self._now = passage.ports.clock.now
         self._body = body
         self._send = send
         self._write_timeout = write_timeout
@@ -176,8 +190,6 @@ class _Exchange:
 
     async def run(self) -> None:
         passage = self._passage
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._arm(task, self._write_timeout)
         try:
             await adrive(passage.flow, self._perform, self._emit, passage.interrupts)
             # A reply that was not finished is left so: the server then breaks the
@@ -193,21 +205,28 @@ class _Exchange:
             self._direct = None  # it knows us: garbage that knows itself waits for the collector
 
     def _perform(self, effect: Effect[Any]) -> Answer[Any]:
+        # As Application.perform, with the shortest way for what is asked most.
+        if effect is NOW:
+            return self._now()
+        port = effect.on(self._ports)
+        if port is not None and port.kind == "blocking":
+            return self._app.perform(effect, self._passage)
         if isinstance(effect, Follow) and hasattr(effect.reply, "listen"):
             direct = self._direct
             if direct is None:
                 task = cast("asyncio.Task[None]", asyncio.current_task())
                 direct = self._direct = Direct(self._passage, self._send_now, self._loop, task)
             return direct.read(effect, cast("Audible", effect.reply))
-        return self._app.perform(effect, self._passage)
+        return effect.run(self._ports)
 
-    def _send_now(self, said: bytes) -> bool:
+    def _send_now(self, said: Head | bytes) -> bool:
         """
         Send *said* as far as that goes without waiting; whether it is sent. What is left is
         kept for :meth:`_emit`, which is to be called with the same.
         """
         try:
-            begun = self._piece(said).__await__()
+            sending = self._piece(said) if isinstance(said, bytes) else self._begin(said)
+            begun = sending.__await__()
             waits_for = next(begun)
         except StopIteration:
             return True
@@ -218,15 +237,14 @@ class _Exchange:
         return False
 
     async def _emit(self, said: Head | bytes) -> None:
+        if self._begun is None and self._send_now(said):
+            return
+        begun, self._begun = cast("Awaitable[None]", self._begun), None
         self._writing_since = self._loop.time()
+        if self._timer is None:
+            self._arm(cast("asyncio.Task[None]", asyncio.current_task()), self._write_timeout)
         try:
-            begun, self._begun = self._begun, None
-            if begun is not None:
-                await begun
-            elif isinstance(said, bytes):
-                await self._piece(said)
-            else:
-                await self._begin(said)
+            await begun
         except asyncio.CancelledError:
             if not self._stuck:
                 raise
@@ -252,7 +270,7 @@ class _Exchange:
         await self._body.discard()
         self._left = _length(said.headers)
         headers = [
-            (name.encode("latin-1"), value.encode("latin-1"))
+            (_octets_of(name), value.encode("latin-1"))
             for name, value in said.headers
             # RFC 9113, section 8.2.2: HTTP/2 has no such field.
             if self._http1 or name != "connection"
@@ -260,16 +278,20 @@ class _Exchange:
         await self._send({"type": "http.response.start", "status": said.status, "headers": headers})
 
     def _arm(self, task: "asyncio.Task[None]", within: float) -> None:
-        """One timer for the whole exchange, not one for each write."""
+        """One timer while writes wait, not one for each."""
         self._timer = self._loop.call_later(within, self._check, task)
 
     def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
 
     def _check(self, task: "asyncio.Task[None]") -> None:
+        self._timer = None
         since = self._writing_since
-        waited = 0.0 if since is None else self._loop.time() - since
+        if since is None:
+            return
+        waited = self._loop.time() - since
         if waited >= self._write_timeout:
             self._stuck = True
             task.cancel()
@@ -296,25 +318,34 @@ class _Body:
 
     async def receive(self, limit: int, within: float) -> bytes:
         self._started = True
-        pieces: list[bytes] = []
-        size = 0
+        reading = self._read(limit).__await__()
         try:
+            try:
+                waits_for = next(reading)
+            except StopIteration as end:  # all of it was there: no timer was needed
+                whole: bytes = end.value
+                return whole
             async with asyncio.timeout(within):
-                while True:
-                    message = await self._receive()
-                    if message["type"] == "http.disconnect":
-                        raise front.body_torn()
-                    piece = message.get("body", b"")
-                    size += len(piece)
-                    if size > limit:
-                        raise front.too_large(limit)
-                    pieces.append(piece)
-                    if not message.get("more_body", False):
-                        return b"".join(pieces)
+                return await Resumed(waits_for, reading)
         except TimeoutError:
             raise front.body_late(within) from None
         finally:
             self._taken()
+
+    async def _read(self, limit: int) -> bytes:
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise front.body_torn()
+            piece = message.get("body", b"")
+            size += len(piece)
+            if size > limit:
+                raise front.too_large(limit)
+            pieces.append(piece)
+            if not message.get("more_body", False):
+                return b"".join(pieces)
 
     def _taken(self) -> None:
         watcher, self.watcher = self.watcher, None
@@ -413,10 +444,7 @@ def to_request(scope: Scope, base_path: str, request_id: str) -> Request:
         path, decoded = raw.decode("latin-1").partition("?")[0], False
     else:
         path, decoded = scope["path"], True
-    headers = tuple(
-        (name.decode("latin-1").lower(), value.decode("latin-1"))
-        for name, value in scope["headers"]
-    )
+    headers = tuple([(_name_of(name), value.decode("latin-1")) for name, value in scope["headers"]])
     if scope.get("http_version") == "1.0" and not any(name == "host" for name, _ in headers):
         # HTTP/1.0 knows no Host; some health checks still speak it.
         headers = (*headers, ("host", ""))
@@ -428,6 +456,16 @@ def to_request(scope: Scope, base_path: str, request_id: str) -> Request:
         query=scope.get("query_string", b"").decode("latin-1"),
         path_is_decoded=decoded,
     )
+
+
+@lru_cache(maxsize=256)  # clients choose the names
+def _name_of(field: bytes) -> str:
+    return field.decode("latin-1").lower()
+
+
+@lru_cache(maxsize=256)
+def _octets_of(name: str) -> bytes:
+    return name.encode("latin-1")
 
 
 def _length(headers: Headers) -> int | None:

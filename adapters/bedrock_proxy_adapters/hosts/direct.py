@@ -11,11 +11,13 @@ in, bytes out. Whatever is not that wakes the task.
 import asyncio
 from collections.abc import Callable, Generator
 from contextvars import copy_context
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from bedrock_proxy.effects import Fed, Follow
 from bedrock_proxy.ports import Answer, Signal
 from bedrock_proxy_adapters.proxy import Passage
+
+T = TypeVar("T")
 
 
 class Audible(Protocol):
@@ -126,9 +128,9 @@ class Direct:
             asyncio._leave_task(loop, task)
 
 
-class Resumed:
+class Resumed(Generic[T]):
     """
-    What is left of an awaitable that has been begun outside its task.
+    What is left of an awaitable that has been begun already, and waits.
 
     Args:
         first: What it waits for.
@@ -137,11 +139,11 @@ class Resumed:
 
     __slots__ = ("_begun", "_first")
 
-    def __init__(self, first: Any, begun: Generator[Any, Any, None]) -> None:
+    def __init__(self, first: Any, begun: Generator[Any, Any, T]) -> None:
         self._first = first
         self._begun = begun
 
-    def __await__(self) -> Generator[Any, Any, None]:
+    def __await__(self) -> Generator[Any, Any, T]:
         waits_for = self._first
         while True:
             try:
@@ -153,5 +155,6 @@ class Resumed:
                 step, heard = self._begun.send, answer
             try:
                 waits_for = step(heard)
-            except StopIteration:
-                return
+            except StopIteration as end:
+                value: T = end.value
+                return value

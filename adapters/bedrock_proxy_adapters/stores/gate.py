@@ -36,6 +36,8 @@ LEFT JOIN keys k ON k.key_id = ?2 AND k.customer_id = ?1
 LEFT JOIN leases l ON l.request_id = ?3
 """
 
+_STATUSES: Final = {status.value: status for status in CustomerStatus}
+
 
 def admit(connection: sqlite3.Connection, request: AdmissionRequest) -> Grant | Refusal:
     """See :meth:`~bedrock_proxy.ports.Gate.admit`."""
@@ -53,7 +55,7 @@ def admit(connection: sqlite3.Connection, request: AdmissionRequest) -> Grant | 
     if settled:
         raise Unavailable("This request has been settled already.")
     barred = admission.bar(
-        None if status is None else CustomerStatus(status),
+        None if status is None else _STATUSES[status],
         _key(key_id, expires_at),
         request.at,
     )

@@ -9,7 +9,8 @@ queue. The disk is waited for on a thread (:class:`Syncer`), which shares one wa
 that was committed before it.
 
 The disk is asked at most every :data:`SYNC_EVERY_S`. A settlement is told when it has reached it,
-as ever; nobody waits for that but the end of a request whose answer is out. An admission is told
+as ever; nobody waits for that but the end of a request whose answer is out. So it also waits a
+moment for the next admission, to be committed with it (:data:`COMPANY_S`). An admission is told
 at once: it survives the death of this process from the first moment (the kernel has it), and
 that of the machine soon after, before Bedrock can have answered.
 """
@@ -23,7 +24,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 
 from bedrock_proxy.errors import store_unavailable
 from bedrock_proxy_adapters.stores import schema
@@ -44,6 +45,11 @@ T = TypeVar("T")
 SYNC_EVERY_S: Final = 0.01
 """How long what was committed may be in the kernel's memory alone before the disk is asked."""
 
+COMPANY_S: Final = 0.002
+"""
+How long a settlement waits for others to share its transaction: a client that asks again at once
+has sent its next request by then. Its customer's next admission on this loop never overtakes it.
+"""
 
 CHECKPOINT_EVERY: Final = 200
 """
@@ -130,10 +136,6 @@ class Syncer:
             os.close(log)
 
 
-Asked: TypeAlias = "tuple[Job[Any], bool]"
-"""A job, and whether it is told only when it has reached the disk."""
-
-
 class LoopWriter:
     """
     The writing of one event loop.
@@ -158,7 +160,9 @@ class LoopWriter:
         self._transactions = Transactions(path, ticket_path, "NORMAL")
         self._writer = writer
         self._syncer = syncer
-        self._asked: list[Asked] = []
+        self._asked: list[Job[Any]] = []
+        self._turn_comes = False
+        self._company: asyncio.TimerHandle | None = None
         self._later: list[Outcome] = []
         self._timer: asyncio.TimerHandle | None = None
         self._waiting: deque[tuple[float, asyncio.Future[Any]]] = deque()
@@ -178,14 +182,27 @@ class LoopWriter:
         if self._closed:
             raise store_unavailable()
         future: asyncio.Future[T] = self._loop.create_future()
-        if not self._asked:
-            self._loop.call_soon(self._turn)
-        self._asked.append((Job(work, future, self._loop), durable))
+        self._asked.append(Job(work, future, self._loop, durable))
+        if not self._turn_comes:
+            if not durable or len(self._asked) >= MAX_GROUP:
+                self._turn_comes = True
+                self._loop.call_soon(self._turn)
+            elif self._company is None:
+                self._company = self._loop.call_later(COMPANY_S, self._turn)
         return await future
 
     def close(self) -> None:
-        """Let go of the file; what was asked and not done yet fails. Before its syncer."""
+        """
+        Let go of the file. Settlements that wait for company are left to the writing thread;
+        whatever else was asked and not done yet fails. Before its syncer, and its writer.
+        """
         self._closed = True
+        asked, self._asked = self._asked, []
+        for job in asked:
+            if job.durable:
+                self._writer.submit(job)
+            else:
+                self._asked.append(job)
         later, self._later = self._later, []
         self._syncer.sync(later)
         self._transactions.let_go()
@@ -196,13 +213,16 @@ class LoopWriter:
         self._transactions.leave_to_parent()
 
     def _turn(self) -> None:
+        self._turn_comes = False
+        if self._company is not None:
+            self._company.cancel()
+            self._company = None
         asked, self._asked = self._asked, []
         for begin in range(0, len(asked), MAX_GROUP):
             self._do(asked[begin : begin + MAX_GROUP])
 
-    def _do(self, asked: list[Asked]) -> None:
-        wanted = [each for each in asked if not _is_done(each[0])]  # cancelled meanwhile
-        group = [job for job, _ in wanted]
+    def _do(self, asked: list[Job[Any]]) -> None:
+        group = [job for job in asked if not _is_done(job)]  # cancelled meanwhile
         if not group:
             return
         done = None
@@ -212,13 +232,13 @@ class LoopWriter:
             self._hand_over(group)
             return
         outcomes, changed = done
-        durable = {id(job) for job, durable in wanted if durable}
-        later = [outcome for outcome in outcomes if id(outcome[0]) in durable]
-        arrive(outcome for outcome in outcomes if id(outcome[0]) not in durable)
-        self._later += later
+        later = [outcome for outcome in outcomes if outcome[0].durable]
+        arrive([outcome for outcome in outcomes if not outcome[0].durable] if later else outcomes)
+        if later:
+            self._later += later
+            self._be_patient([job for job, _, _ in later])
         if (later or changed) and self._timer is None:
             self._timer = self._loop.call_later(SYNC_EVERY_S, self._sync)
-        self._be_patient(job for job, _, _ in later)
 
     def _sync(self) -> None:
         self._timer = None
@@ -232,7 +252,7 @@ class LoopWriter:
             for job in group:
                 self._writer.submit(job)
         except Exception as error:  # noqa: BLE001 -- it goes to whoever waits
-            arrive((job, None, error) for job in group)
+            arrive([(job, None, error) for job in group])
             return
         self._be_patient(group)
 

@@ -192,11 +192,7 @@ class SpoolGate:
     def __init__(self, gate: Gate, spool: Spool) -> None:
         self._gate = gate
         self._spool = spool
-
-    @property
-    def kind(self) -> PortKind:
-        """That of the gate behind it."""
-        return self._gate.kind
+        self.kind: PortKind = gate.kind
 
     def admit(self, request: AdmissionRequest) -> Answer[Grant | Refusal]:
         """

@@ -65,19 +65,26 @@ class Ticket:
 
 
 class Job(Generic[T]):
-    """A piece of work and where its result goes: a thread's future, a loop's, or nowhere."""
+    """
+    A piece of work and where its result goes: a thread's future, a loop's, or nowhere.
 
-    __slots__ = ("future", "loop", "work")
+    Attributes:
+        durable: Whether a loop is told of it only when it has reached the disk; threads always are.
+    """
+
+    __slots__ = ("durable", "future", "loop", "work")
 
     def __init__(
         self,
         work: Work[T],
         future: "Future[T] | asyncio.Future[T] | None" = None,
         loop: asyncio.AbstractEventLoop | None = None,
+        durable: bool = True,
     ) -> None:
         self.work = work
         self.future = future
         self.loop = loop
+        self.durable = durable
 
 
 Outcome: TypeAlias = tuple[Job[Any], Any, BaseException | None]

@@ -13,6 +13,7 @@ import os
 import ssl
 from collections import deque
 from contextlib import suppress
+from functools import lru_cache
 from typing import Final, cast
 
 import httptools
@@ -37,6 +38,11 @@ one later; a shorter wait on our side means that a request seldom meets a closin
 
 _MAX_HEAD: Final = 64 * 1024
 """Bytes of names and values that a reply's head may have."""
+
+
+@lru_cache(maxsize=256)
+def _name_of(field: bytes) -> str:
+    return field.decode("latin-1").lower()
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -169,7 +175,7 @@ class Connection(asyncio.BufferedProtocol):
         self._head_size += len(name) + len(value)
         if self._head_size > _MAX_HEAD:
             raise ValueError("the head is too long")
-        key = name.decode("latin-1").lower()
+        key = _name_of(name)
         self._framed = self._framed or key in {"content-length", "transfer-encoding"}
         self._headers.append((key, value.decode("latin-1")))
 

@@ -32,6 +32,16 @@ class Keys:
     session_token: str | None = field(default=None, repr=False)
 
 
+_EMPTY: Final = sha256()
+
+
+def _digest(data: bytes) -> str:
+    # To copy one costs a tenth of what OpenSSL takes to look the algorithm up again.
+    made = _EMPTY.copy()
+    made.update(data)
+    return made.hexdigest()
+
+
 @lru_cache(maxsize=1024)
 def _encoded(path: str) -> str:
     return quote(path, safe="/-_.~")
@@ -78,10 +88,10 @@ class Signer:
         names = ";".join([name for name, _ in signed])
         fields = "\n".join([f"{name}:{' '.join(value.split())}" for name, value in signed])
         # Every service but S3 wants what is encoded already to be encoded once more.
-        canonical = f"{method}\n{_encoded(path)}\n\n{fields}\n\n{names}\n{sha256(body).hexdigest()}"
+        canonical = f"{method}\n{_encoded(path)}\n\n{fields}\n\n{names}\n{_digest(body)}"
         day = stamp[:8]
         scope = f"{day}/{self._region}/{self._service}/aws4_request"
-        digest = sha256(canonical.encode()).hexdigest()
+        digest = _digest(canonical.encode())
         text = f"{ALGORITHM}\n{stamp}\n{scope}\n{digest}"
         key = self._key(keys.secret_key, day)
         signature = hmac.digest(key, text.encode(), "sha256").hex()

@@ -5,13 +5,12 @@ What a dialect is: an HTTP request to a call, and a translation back.
 from collections.abc import Callable
 from typing import Protocol
 
-from attrs import frozen
-
 from bedrock_proxy.errors import ProxyError
 from bedrock_proxy.http import Headers, Request
 from bedrock_proxy.models import Family
 from bedrock_proxy.models.names import ModelName
 from bedrock_proxy.ports import UpstreamCall, UpstreamHead
+from bedrock_proxy.slotted import lean
 from bedrock_proxy.usage import Usage
 
 
@@ -77,7 +76,7 @@ class Translation(Protocol):
         ...
 
 
-@frozen(kw_only=True)
+@lean(kw_only=True)
 class Call:
     """
     What a request asks for, once it is understood.
@@ -105,7 +104,7 @@ class Call:
     translation: Callable[[], Translation]
 
 
-@frozen
+@lean
 class ErrorReply:
     """What tells a client of an error before the head; the flow adds what is common to all."""
 

@@ -26,7 +26,7 @@ _WRAPPERS: Final = ("image", "document", "video", "audio")
 _BINARY: Final = frozenset({"data", "bytes", "file_data", "b64_json", "base64String"})
 _OPAQUE: Final = frozenset({"signature", "redactedContent"})
 """Members that hold base64 beside the text of a reasoning block."""
-_APART: Final = (*_WRAPPERS, *_OPAQUE)
+_APART: Final = _OPAQUE.union(_WRAPPERS)
 _CONTAINERS: Final = (dict, list)
 _IMAGE_LISTS: Final = ("images", "inputImage")
 """Top-level members that hold bare base64 images (Llama, Cohere Embed; Titan Embed)."""
@@ -85,7 +85,7 @@ def _weigh(body: Json) -> tuple[int, int]:
             if node is body and (images := _images(node)):
                 blocks += images
                 values = [value for key, value in node.items() if key not in _IMAGE_LISTS]
-            elif binary or in_block or any(name in node for name in _APART):
+            elif binary or in_block or not _APART.isdisjoint(node):
                 values = [
                     value
                     for key, value in node.items()

@@ -6,6 +6,7 @@ parameters and response fields for foundation models".
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 from attrs import evolve
@@ -166,6 +167,7 @@ _BY_PREFIX: Final[Mapping[str, Family]] = {
 _PREFIXES: Final = tuple(sorted(_BY_PREFIX, key=len, reverse=True))
 
 
+@lru_cache(maxsize=512)  # clients choose the names
 def family_of(model: str) -> Family:
     """
     The family of a canonical model id. An unknown name, and an ARN that does not tell its

@@ -38,6 +38,8 @@ def count(value: Json) -> int | None:
     A number of tokens; None where nothing (or nothing believable) was said. Whole floats
     are taken too: Titan counts in floats once a guardrail is attached.
     """
+    if type(value) is int:  # as nearly always
+        return value if 0 <= value <= _LARGEST else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     # NaN fails both comparisons.

@@ -99,6 +99,41 @@ def test_what_comes_in_one_turn_of_the_loop_is_one_transaction(
     assert len(store.open_leases()) == 40
 
 
+def test_T03_a_settlement_shares_the_transaction_of_the_next_admission(
+    store: SqliteStore, counted: dict[str, list[Any]]
+) -> None:
+    """The place that it frees is free for whoever asks after it."""
+    add(store, "bob", limits=Limits(concurrency=1))
+
+    async def story(native: NativeSqliteStore) -> None:
+        lease = await granted(native, "r1", customer_id="bob")
+        settling = asyncio.ensure_future(native.finish(used(lease), lease))
+        await asyncio.sleep(0)
+        second = await granted(native, "r2", customer_id="bob")
+        assert [each.request.request_id for each in store.open_leases()] == ["r2"]
+        await settling
+        await native.finish(used(second), second)
+
+    on_a_loop(store, story)
+    assert counted["at once"] == [1, 2, 1]
+    assert [row.request_id for row in rows(store, customer_id="bob")] == ["r1", "r2"]
+
+
+def test_many_settlements_do_not_wait_for_company(
+    store: SqliteStore, counted: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_writer, "MAX_GROUP", 4)
+    monkeypatch.setattr(loop_writer, "COMPANY_S", 3600)
+
+    async def story(native: NativeSqliteStore) -> None:
+        leases = [await granted(native, f"r{number}") for number in range(4)]
+        del counted["at once"][:]
+        await asyncio.gather(*(native.finish(used(lease), lease) for lease in leases))
+
+    on_a_loop(store, story)
+    assert counted["at once"] == [4]
+
+
 @pytest.mark.parametrize("who", ["another process", "the writing thread"])
 def test_while_somebody_else_writes_the_thread_waits_for_the_turn(
     store: SqliteStore, who: str, counted: dict[str, list[Any]]
