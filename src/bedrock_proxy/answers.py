@@ -12,12 +12,19 @@ from typing import Final, Protocol, cast
 
 from bedrock_proxy import faults
 from bedrock_proxy.errors import ProxyError
-from bedrock_proxy.eventstream import Decoder, EventStreamError, Frame, HeaderValue
+from bedrock_proxy.eventstream import (
+    CHECKSUM,
+    PRELUDE,
+    Decoder,
+    EventStreamError,
+    Frame,
+    HeaderValue,
+)
 from bedrock_proxy.http import Headers
 from bedrock_proxy.models import ConverseReader, Family, Reader, header_usage, invocation_metrics
 from bedrock_proxy.models.converse import EVENT_TYPES
 from bedrock_proxy.parts import Json, Part, Stop, Text, Thinking, ToolUse, UsageReport
-from bedrock_proxy.patterns import Pattern, learned
+from bedrock_proxy.patterns import WRAPPER, Pattern, end_of, learned
 from bedrock_proxy.ports import UpstreamHead
 from bedrock_proxy.usage import Usage
 
@@ -84,12 +91,15 @@ class Frames(Protocol):
         kinds: The event types whose payload is known to be JSON.
         steady: Whether a piece of text that follows another alike changes nothing but the text:
             see :attr:`bedrock_proxy.models.reader.Reader.steady`.
+        wrapped: Whether a payload holds the event's JSON in base64 or is that JSON.
     """
 
     @property
     def kinds(self) -> Collection[str]: ...
     @property
     def steady(self) -> bool: ...
+    @property
+    def wrapped(self) -> bool: ...
 
     def document(self, payload: bytes) -> bytes | None:
         """
@@ -118,17 +128,19 @@ class InvokeFrames:
     __slots__ = ("_reader", "steady")
 
     kinds = ("chunk",)
+    wrapped = True
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self.steady = reader.steady
 
     def document(self, payload: bytes) -> bytes | None:
-        end = payload.find(b'"', 10)
-        if payload[:10] != b'{"bytes":"' or _end_of(payload) != end + 1:
+        begin = len(WRAPPER)
+        end = payload.find(b'"', begin)
+        if payload[:begin] != WRAPPER or end_of(payload) != end + 1:
             return None
         try:
-            return a2b_base64(payload[10:end], strict_mode=True)
+            return a2b_base64(payload[begin:end], strict_mode=True)
         except ValueError:
             return None
 
@@ -165,12 +177,13 @@ class ConverseFrames:
 
     kinds = EVENT_TYPES
     steady = True
+    wrapped = False
 
     def __init__(self) -> None:
         self._reader = ConverseReader()
 
     def document(self, payload: bytes) -> bytes | None:
-        return payload[: _end_of(payload)] or None
+        return payload[: max(end_of(payload), 0)] or None
 
     def read(
         self, kind: str, payload: bytes, document: bytes | None, meter: Meter
@@ -180,18 +193,6 @@ class ConverseFrames:
 
     def finish(self) -> Sequence[Part]:
         return ()
-
-
-def _end_of(payload: bytes) -> int:
-    """
-    Where the end of an object begins: its closing brace, or the member ``p`` before it, by which
-    Bedrock makes the lengths of events tell nothing of their text. -1 for any other end.
-    """
-    if payload[-2:] == b'"}':
-        at = payload.rfind(b',"p":"')
-        if at >= 0 and payload[at + 6 : -2].isalnum():
-            return at
-    return len(payload) - 1 if payload[-1:] == b"}" else -1
 
 
 _JSON: Final = json.JSONDecoder()
@@ -246,10 +247,26 @@ class StreamedAnswer:
         parts: list[Part] = []
         if self.fault is not None:
             return parts
-        found = self._decoder.scan(chunk)
-        document_of = self._frames.document
         pattern = self._pattern
         passed = self.passed
+        if pattern is not None and not self._decoder.pending:
+            texts, stop = pattern.texts(chunk)
+            if texts:
+                size = 0
+                for said in texts:
+                    size += len(said) if said.isascii() else len(said.encode())
+                    if passed is None:
+                        parts.append(Text(said, pattern.index))
+                self.meter.output_bytes += size
+                self.frames += len(texts)
+                whole = stop == len(chunk)
+                if passed is not None:
+                    passed.append(chunk if whole else chunk[:stop])
+                if whole:
+                    return parts
+                chunk = chunk[stop:]
+        found = self._decoder.scan(chunk)
+        document_of = self._frames.document
         known = None if pattern is None else pattern.headers
         size = begin = stop = 0
         for headers, payload, at, end in found:
@@ -322,7 +339,11 @@ class StreamedAnswer:
         if not isinstance(part, Text):
             self._pattern = None  # the reader may have changed its mind about what follows
         elif document is not None and self._frames.steady:
-            pattern = learned(headers, document, part.text, part.index)
+            octets = self._decoder.octets
+            block = octets[at + PRELUDE.size : end - CHECKSUM.size - len(payload)]
+            pattern = learned(
+                headers, block, document, part.text, part.index, wrapped=self._frames.wrapped
+            )
             if pattern is not None:
                 self._pattern = pattern
         return parts

@@ -86,18 +86,21 @@ class Interrupts:
     """
     Where a host leaves the reason why one reply should end early. Any thread may post;
     only the flow's driver takes.
+
+    Attributes:
+        reasons: What has not been delivered, the oldest first.
     """
 
-    __slots__ = ("_cut", "_reasons", "_reply")
+    __slots__ = ("_cut", "_reply", "reasons")
 
     def __init__(self) -> None:
-        self._reasons: deque[Interruption] = deque()
+        self.reasons: deque[Interruption] = deque()
         self._reply: UpstreamReply | None = None
         self._cut = False
 
     def post(self, reason: Interruption) -> None:
         """Deliver *reason* the next time the flow says something."""
-        self._reasons.append(reason)
+        self.reasons.append(reason)
         if reason.cuts:
             # Order matters: `opened` sets the reply, then looks at `_cut`; here it is the
             # other way round, so that one of the two always closes.
@@ -112,14 +115,9 @@ class Interrupts:
         if self._cut:
             reply.close()
 
-    @property
-    def waiting(self) -> bool:
-        """Whether there is one that has not been delivered."""
-        return bool(self._reasons)
-
     def take(self) -> Interruption | None:
         """The oldest reason not yet delivered, or None."""
-        return self._reasons.popleft() if self._reasons else None
+        return self.reasons.popleft() if self.reasons else None
 
 
 def insist(said: Head | bytes) -> Flow[Ending | None]:

@@ -24,9 +24,11 @@ MAX_VALUE: Final = 32_767
 """The longest string or byte-array header value in bytes, as the specification bounds it."""
 
 _MIN_FRAME: Final = 16
-_PRELUDE: Final = Struct(">III")
+PRELUDE: Final = Struct(">III")
+"""How a frame begins: its length, that of its headers, and the checksum of these two."""
+CHECKSUM: Final = Struct(">I")
+"""How a frame ends: the checksum of all before it."""
 _LENGTHS: Final = Struct(">II")
-_CRC: Final = Struct(">I")
 _U16: Final = Struct(">H")
 
 # Real streams repeat a handful of header blocks of about 80 bytes; the bounds keep a
@@ -110,16 +112,17 @@ class Decoder:
             fault are returned by the call that met it; later calls return nothing.
         octets: What the last :meth:`scan` looked through: what was left over before, and what
             it was given.
+        pending: The beginning of a frame that is not complete.
     """
 
-    __slots__ = ("_blocks", "_max_frame", "_needed", "_pending", "fault", "octets")
+    __slots__ = ("_blocks", "_max_frame", "_needed", "fault", "octets", "pending")
 
     def __init__(self, max_frame: int = MAX_FRAME) -> None:
         self.fault: Corrupt | None = None
         self.octets = b""
         self._max_frame = max_frame
-        self._pending = bytearray()
-        self._needed = _PRELUDE.size
+        self.pending = bytearray()
+        self._needed = PRELUDE.size
         self._blocks: dict[bytes, Mapping[str, HeaderValue]] = {}
 
     def feed(self, data: bytes) -> list[Frame]:
@@ -140,22 +143,22 @@ class Decoder:
         found: list[Slice] = []
         if self.fault is not None:
             return found
-        pending = self._pending
+        pending = self.pending
         if pending:
             pending += data
             if len(pending) < self._needed:
                 return found
             data = bytes(pending)
-            self._pending = bytearray()
+            self.pending = bytearray()
         self.octets = data
         try:
             consumed = self._decode(data, found)
         except Corrupt as fault:
             self.fault = fault
-            self._pending = bytearray()
+            self.pending = bytearray()
             return found
         if consumed < len(data):
-            self._pending += memoryview(data)[consumed:]
+            self.pending += memoryview(data)[consumed:]
         return found
 
     def close(self) -> None:
@@ -168,15 +171,15 @@ class Decoder:
         """
         if self.fault is not None:
             raise self.fault
-        if self._pending:
-            raise Torn(f"The stream ended {len(self._pending)} bytes into a frame.")
+        if self.pending:
+            raise Torn(f"The stream ended {len(self.pending)} bytes into a frame.")
 
     def _decode(self, data: bytes, found: list[Slice]) -> int:
         size = len(data)
         at = 0
         blocks = self._blocks
         while size - at >= 12:
-            total, header_length, prelude_crc = _PRELUDE.unpack_from(data, at)
+            total, header_length, prelude_crc = PRELUDE.unpack_from(data, at)
             # Checked before the lengths are believed: a flipped bit in a length would
             # otherwise wait for bytes that never come, or swallow the frames after it.
             if crc32(data[at : at + 8]) != prelude_crc:
@@ -190,7 +193,7 @@ class Decoder:
                 self._needed = total
                 return at
             # Goes on from the prelude's checksum, which the frame's own covers too.
-            if crc32(data[at + 8 : end - 4], prelude_crc) != _CRC.unpack_from(data, end - 4)[0]:
+            if crc32(data[at + 8 : end - 4], prelude_crc) != CHECKSUM.unpack_from(data, end - 4)[0]:
                 raise Corrupt("The checksum of a frame does not match.")
             body = at + 12 + header_length
             block = data[at + 12 : body]
@@ -201,7 +204,7 @@ class Decoder:
                     blocks[block] = headers
             found.append((headers, data[body : end - 4], at, end))
             at = end
-        self._needed = _PRELUDE.size
+        self._needed = PRELUDE.size
         return at
 
 
@@ -324,5 +327,5 @@ def encode(headers: Mapping[str, HeaderValue], payload: bytes = b"") -> bytes:
     if len(block) > MAX_HEADERS or total > MAX_FRAME:
         raise ValueError("The frame is longer than the specification allows.")
     lengths = _LENGTHS.pack(total, len(block))
-    message = b"".join((lengths, _CRC.pack(crc32(lengths)), block, payload))
-    return message + _CRC.pack(crc32(message))
+    message = b"".join((lengths, CHECKSUM.pack(crc32(lengths)), block, payload))
+    return message + CHECKSUM.pack(crc32(message))

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
+from zlib import crc32
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from tests.flows import request
 from bedrock_proxy import answers, patterns
 from bedrock_proxy.answers import ConverseFrames, InvokeFrames, StreamedAnswer
 from bedrock_proxy.dialects import simple
-from bedrock_proxy.eventstream import encode
+from bedrock_proxy.eventstream import Decoder, encode
 from bedrock_proxy.models import family_of
 from bedrock_proxy.models.names import parse_model_id
 from bedrock_proxy.parts import Part
@@ -315,6 +316,103 @@ def test_most_events_of_a_stream_are_not_parsed(monkeypatch: pytest.MonkeyPatch)
     assert parsed == 0
 
 
+def delta(text: bytes, padding: bytes = b"ab") -> bytes:
+    """The same of Converse."""
+    payload = b'{"contentBlockIndex":0,"delta":{"text":"%b"},"p":"%b"}' % (text, padding)
+    return frame("contentBlockDelta", payload)
+
+
+def with_another_prelude_checksum(sound: bytes) -> bytes:
+    """A frame whose own checksum goes on from a wrong one of its prelude."""
+    wrong = crc32(sound[:8]) ^ 1
+    message = sound[:8] + wrong.to_bytes(4, "big") + sound[12:-4]
+    return message + crc32(sound[12:-4], crc32(wrong.to_bytes(4, "big"), wrong)).to_bytes(4, "big")
+
+
+EVENT = hello("again")
+
+
+@pytest.mark.parametrize(
+    ("model", "third"),
+    [
+        (CLAUDE, with_another_prelude_checksum(chunk(EVENT))),
+        (None, with_another_prelude_checksum(delta(b"again"))),
+        (CLAUDE, chunk(EVENT[:-1] + b"]")),
+        (CLAUDE, chunk(EVENT[:-2] + b"x}")),
+        (CLAUDE, chunk(EVENT.replace(b'"again"', b"'again\""))),
+        (CLAUDE, chunk(EVENT.replace(b'"again"', b'xagain"'))),
+        (CLAUDE, chunk(EVENT.replace(b'"again"', b'"again", "text":"other"'))),
+        (CLAUDE, chunk(EVENT, 'a","bytes":"' + base64.b64encode(hello("other")).decode())),
+        (CLAUDE, chunk(EVENT, 'a","bytes":"')),
+        (CLAUDE, chunk(EVENT, "")),
+        (CLAUDE, chunk(EVENT, "a b")),
+        (CLAUDE, chunk(EVENT, "\u00e9")),
+        (CLAUDE, frame("chunk", b'{"bytes":"' + base64.b64encode(EVENT)[:-1] + b'"}')),
+        (CLAUDE, frame("chunk", b'{"bytes":"' + base64.b64encode(EVENT) + b'"')),
+        (CLAUDE, frame("chunk", b'{"bytes":"' + base64.b64encode(EVENT))),
+        (None, delta(b"again", b'a","delta":{"text":"other"},"p":"b')),
+        (None, delta(b"again", b"")),
+        (None, delta(b"again", b"a b")),
+        (None, delta(b'again","more":"')),
+        (None, frame("contentBlockDelta", b'{"contentBlockIndex":0,"delta":{"text":"again"}]')),
+        (None, frame("contentBlockDelta", b'{"contentBlockIndex":0,"delta":{"text":"again"')),
+    ],
+)
+def test_S06_what_nearly_looks_like_the_last_frame_is_read_for_what_it_is(
+    model: str | None, third: bytes
+) -> None:
+    """One by one, so that nothing but the third itself is new when it comes."""
+    known = [delta(b"Hello"), delta(b"other")] if model is None else []
+    known = known or [chunk(hello("Hello")), chunk(hello("other"))]
+    stream = b"".join([*known, third, known[0]])
+    sizes = [len(known[0]), len(known[1]), len(third)]
+    compare(model, stream, [sum(sizes[:n]) for n in range(1, 4)])
+
+
+@pytest.mark.parametrize("model", [CLAUDE, None], ids=["invoke", "converse"])
+def test_frames_that_look_like_the_last_need_no_decoder(
+    model: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the tests above would compare the other way with itself."""
+    answer = fast(model)
+    words = [b"Hello", b"more", b"of it \xc3\xa9", b"a\\nline"]
+    said = [delta(word) for word in words]
+    if model is not None:
+        said = [chunk(hello("QQ").replace(b"QQ", word), "pad" * len(word)) for word in words]
+        said[0] = chunk(hello("Hello"))
+    answer.feed(said[0])
+    scanned: list[bytes] = []
+    monkeypatch.setattr(Decoder, "scan", lambda _, data: scanned.append(data) or [])
+    answer.feed(b"".join(said[1:]))
+    answer.feed(said[1])
+    assert not scanned
+    assert answer.frames == 5
+
+
+@pytest.mark.parametrize("model", [CLAUDE, None], ids=["invoke", "converse"])
+def test_S06_no_flipped_bit_of_a_frame_that_looks_like_the_last_is_passed_over(
+    model: str | None,
+) -> None:
+    """What is known of a frame before it comes must be checked in it all the same."""
+    texts = ["Hello", "other", "again"]
+    if model is None:
+        payloads = [
+            b'{"contentBlockIndex":0,"delta":{"text":"%b"},"p":"ab"}' % t.encode() for t in texts
+        ]
+        first, second, third = (frame("contentBlockDelta", payload) for payload in payloads)
+    else:
+        first, second, third = (chunk(hello(text)) for text in texts)
+    for bit in range(8 * len(third)):
+        flipped = bytearray(third)
+        flipped[bit // 8] ^= 1 << bit % 8
+        answer, plain = fast(model), PlainAnswer(reader_of(model))
+        for piece in (first, second, bytes(flipped) + third):
+            assert answer.feed(piece) == plain.feed(piece)
+            assert answer.frames == plain.frames
+            assert (answer.fault is None) == (plain.fault is None)
+        assert answer.fault is not None or answer._decoder.pending  # a longer one: it waits
+
+
 @pytest.mark.parametrize(
     ("document", "text"),
     [
@@ -330,7 +428,7 @@ def test_most_events_of_a_stream_are_not_parsed(monkeypatch: pytest.MonkeyPatch)
 def test_where_the_place_of_the_text_is_in_doubt_nothing_is_learned(
     document: bytes, text: str
 ) -> None:
-    assert patterns.learned({}, document, text, 0) is None
+    assert patterns.learned({}, b"", document, text, 0, wrapped=True) is None
 
 
 @pytest.mark.parametrize(
@@ -338,7 +436,7 @@ def test_where_the_place_of_the_text_is_in_doubt_nothing_is_learned(
     [b'a"b', b"a\\", b"a\nb", b"\x00", b"\x1f", b"\xff", b"\xed\xa0\x80", b"", b'","u":"', b"\\x"],
 )
 def test_what_is_not_the_inside_of_a_string_does_not_fit(piece: bytes) -> None:
-    pattern = patterns.learned({}, b'{"t":"Hello","n":1}', "Hello", 0)
+    pattern = patterns.learned({}, b"", b'{"t":"Hello","n":1}', "Hello", 0, wrapped=True)
     assert pattern is not None
     assert pattern.text(b'{"t":"other","n":1}') == "other"
     assert pattern.text(b'{"t":"a\\n\\u00e9\\"b","n":1}') == 'a\né"b'
@@ -349,12 +447,15 @@ def test_what_is_not_the_inside_of_a_string_does_not_fit(piece: bytes) -> None:
 def test_the_comparison_finds_out_a_pattern_without_its_guard(
     guard: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def loose(headers: Any, document: bytes, text: str, index: int) -> Any:
+    def loose(
+        headers: Any, block: bytes, document: bytes, text: str, index: int, *, wrapped: bool
+    ) -> Any:
         quoted = b'"%b"' % text.encode()
         if not text or quoted not in document:
             return None
         at = document.index(quoted) + 1
-        return patterns.Pattern(headers, document[:at], document[at + len(quoted) - 2 :], index)
+        head, tail = document[:at], document[at + len(quoted) - 2 :]
+        return patterns.Pattern(headers, block, head, tail, index, wrapped=wrapped)
 
     if guard == "count":
         monkeypatch.setattr(answers, "learned", loose)
@@ -369,7 +470,7 @@ def test_the_comparison_finds_out_a_pattern_without_its_guard(
         )
         model = "openai.gpt-oss-20b-1:0"
     else:
-        monkeypatch.setattr(patterns.Pattern, "text", _anything)
+        monkeypatch.setattr(patterns, "_text", bytes.decode)
         stream = chunk(hello("Hello")) + chunk(hello("a").replace(b'"a"', b'"\\n"'))
         model = CLAUDE
     with pytest.raises(AssertionError):
@@ -379,12 +480,6 @@ def test_the_comparison_finds_out_a_pattern_without_its_guard(
 def _always_steady(self: Any, reader: Any) -> None:
     self._reader = reader
     self.steady = True
-
-
-def _anything(self: Any, document: bytes) -> str | None:
-    if document.startswith(self._head) and document.endswith(self._tail):
-        return document[len(self._head) : -len(self._tail)].decode()
-    return None
 
 
 def test_the_request_of_this_file_is_what_the_dialect_takes() -> None:

@@ -225,7 +225,15 @@ class _Exchange:
         kept for :meth:`_emit`, which is to be called with the same.
         """
         try:
-            sending = self._piece(said) if isinstance(said, bytes) else self._begin(said)
+            if isinstance(said, bytes):
+                if self._left is not None:
+                    self._left -= len(said)
+                    self._complete = self._left <= 0
+                sending = self._send(
+                    {"type": "http.response.body", "body": said, "more_body": not self._complete}
+                )
+            else:
+                sending = self._begin(said)
             begun = sending.__await__()
             waits_for = next(begun)
         except StopIteration:
@@ -257,14 +265,6 @@ class _Exchange:
             raise
         finally:
             self._writing_since = None
-
-    def _piece(self, said: bytes) -> Awaitable[None]:
-        if self._left is not None:
-            self._left -= len(said)
-            self._complete = self._left <= 0
-        return self._send(
-            {"type": "http.response.body", "body": said, "more_body": not self._complete}
-        )
 
     async def _begin(self, said: Head) -> None:
         await self._body.discard()

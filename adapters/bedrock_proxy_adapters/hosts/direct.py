@@ -55,7 +55,7 @@ class Direct:
     """
 
     __slots__ = (
-        "_context", "_follow", "_interrupts", "_loop", "_now", "_parked", "_reply", "_send", "_task",
+        "_context", "_follow", "_loop", "_now", "_parked", "_reasons", "_reply", "_send", "_task",
     )  # fmt: skip
 
     def __init__(
@@ -65,7 +65,7 @@ class Direct:
         loop: asyncio.AbstractEventLoop,
         task: "asyncio.Task[None]",
     ) -> None:
-        self._interrupts = passage.interrupts
+        self._reasons = passage.interrupts.reasons
         self._now = passage.ports.clock.now
         self._send = send
         self._loop = loop
@@ -106,7 +106,7 @@ class Direct:
                 said = follow.turn(answer, self._now())
                 if not isinstance(said, bytes):
                     answer = said
-                elif self._interrupts.waiting or not self._sent(said):
+                elif self._reasons or not self._sent(said):
                     answer = Fed(said)
                 else:
                     reply.listen(self._hear, follow.within)

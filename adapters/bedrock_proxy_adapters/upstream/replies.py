@@ -47,13 +47,18 @@ class Reply:
     ``begin`` and ``read`` give what is there at once, and an awaitable where nothing is.
     What arrived before a failure or the end is handed over before it; after ``close`` the
     reader gets END at once.
+
+    Attributes:
+        begun: Whether its head has come.
+        size: Bytes that wait for their reader.
+        closed: Whether nobody wants it any more.
     """
 
     kind: Literal["native"] = "native"
 
     __slots__ = (
-        "_chunks", "_closed", "_deadline", "_ended", "_failure", "_head", "_hear", "_late", "_loop",
-        "_size", "_thread", "_time", "_timer", "_timer_at", "again", "carrier", "opening",
+        "_chunks", "_deadline", "_ended", "_failure", "_head", "_hear", "_late", "_loop", "_thread",
+        "_time", "_timer", "_timer_at", "again", "begun", "carrier", "closed", "opening", "size",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -62,9 +67,10 @@ class Reply:
         self._thread = threading.get_ident()
         self._head: UpstreamHead | None = None
         self._chunks: list[bytes] = []
-        self._size = 0
+        self.begun = False
+        self.size = 0
         self._ended = False
-        self._closed = False
+        self.closed = False
         # Not the exception itself: it would keep the frames alive that raised it.
         self._failure: tuple[Trouble, str] | None = None
         self._hear: Callable[[], None] | None = None
@@ -89,12 +95,12 @@ class Reply:
 
     def read(self, within: float) -> "bytes | Signal | Awaitable[bytes | Signal]":
         """What has arrived, SILENCE after *within* seconds, or END."""
-        got = self._arrived()
-        return self._wait(self._arrived, within) if got is None else got
+        got = self.poll()
+        return self._wait(self.poll, within) if got is None else got
 
     def close(self) -> None:
         """End the call now, from any thread; repeatable."""
-        if self._closed:
+        if self.closed:
             return
         if threading.get_ident() == self._thread:
             self._cut()
@@ -106,27 +112,11 @@ class Reply:
     def _headed(self) -> UpstreamHead | None:
         if self._head is not None:
             return self._head
-        if self._closed:
+        if self.closed:
             raise UpstreamUnreachable(Trouble.CLOSED)
         if self._failure is not None:
             raise UpstreamUnreachable(*self._failure)
         return None
-
-    def _arrived(self) -> bytes | Literal[Signal.END] | None:
-        if self._closed:
-            return END
-        chunks = self._chunks
-        if chunks:
-            data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-            chunks.clear()
-            self._size = 0
-            carrier = self.carrier
-            if carrier is not None and carrier.paused:
-                carrier.go_on()
-            return data
-        if self._failure is not None:
-            raise UpstreamUnreachable(*self._failure)
-        return END if self._ended else None
 
     async def _wait(
         self, take: Callable[[], T | None], within: float
@@ -134,19 +124,19 @@ class Reply:
         loop = self._loop
         waiter: asyncio.Future[None] = loop.create_future()
         self.listen(partial(_wake, waiter), within)
-        while True:
-            try:
+        try:
+            while True:
                 await waiter
-            finally:
-                self._hear = None
-            got = take()
-            if got is not None:
-                return got
-            if self._late:
-                return SILENCE
-            # Something came that is no piece yet; the time to wait does not begin anew.
-            waiter = loop.create_future()
-            self._hear = partial(_wake, waiter)
+                got = take()
+                if got is not None:
+                    return got
+                if self._late:
+                    return SILENCE
+                # Something came that is no piece yet; the time to wait does not begin anew.
+                waiter = loop.create_future()
+                self._hear = partial(_wake, waiter)
+        finally:
+            self.deafen()
 
     def poll(self) -> bytes | Signal | None:
         """
@@ -155,8 +145,22 @@ class Reply:
         Raises:
             UpstreamUnreachable: The connection broke.
         """
-        got = self._arrived()
-        return SILENCE if got is None and self._late else got
+        if self.closed:
+            return END
+        chunks = self._chunks
+        if chunks:
+            data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            chunks.clear()
+            self.size = 0
+            carrier = self.carrier
+            if carrier is not None and carrier.paused:
+                carrier.go_on()
+            return data
+        if self._failure is not None:
+            raise UpstreamUnreachable(*self._failure)
+        if self._ended:
+            return END
+        return SILENCE if self._late else None
 
     def listen(self, hear: Callable[[], None], within: float) -> None:
         """
@@ -192,12 +196,12 @@ class Reply:
             self._hear()
 
     def _cut(self) -> None:
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         self.again = None
         self._chunks.clear()
-        self._size = 0
+        self.size = 0
         if self.opening is not None:
             self.opening.cancel()
         if self.carrier is not None:
@@ -206,30 +210,16 @@ class Reply:
 
     # --- the connection's side
 
-    @property
-    def closed(self) -> bool:
-        """Whether nobody wants it any more."""
-        return self._closed
-
-    @property
-    def size(self) -> int:
-        """Bytes that wait for their reader."""
-        return self._size
-
-    @property
-    def begun(self) -> bool:
-        """Whether its head has come."""
-        return self._head is not None
-
     def headed(self, head: UpstreamHead) -> None:
         """Its head has come."""
         self._head = head
+        self.begun = True
         self.again = None  # which knows this reply
 
     def push(self, data: bytes) -> None:
         """A piece of its body has come."""
         self._chunks.append(data)
-        self._size += len(data)
+        self.size += len(data)
 
     def end(self, error: tuple[Trouble, str] | None = None) -> None:
         """Nothing more will come."""
