@@ -63,7 +63,7 @@ class Passing:
             if not isinstance(out, bytes):
                 return out
             lucky = self.lucky.pop() if self.lucky else True
-            if conversation.interrupts.waiting or not lucky:
+            if conversation.interrupts.reasons or not lucky:
                 return Fed(out)
             self.passed += 1
             conversation.pieces.append(out)
