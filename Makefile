@@ -9,7 +9,8 @@ BIN    := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench profile wheel lambda-zip clean
+.PHONY: help demo test test-slow lint bench profile wheel lambda-zip clean \
+	.lint-style .lint-mypy .lint-pyright .test-servers
 
 help:
 	@sed -n '2,4p' Makefile | sed 's/^# *//'
@@ -32,16 +33,27 @@ $(VENV)/.dev-installed: $(VENV)/.venv-made pyproject.toml
 demo: $(VENV)/.serve-installed
 	@$(BIN)/bedrock-proxy demo $(DEMO)
 
+# Two at a time, for each takes half a minute on its own.
 lint: $(VENV)/.dev-installed
+	@$(MAKE) --no-print-directory -j2 .lint-style .lint-mypy .lint-pyright
+
+.lint-style:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+.lint-mypy:
 	$(BIN)/mypy
+
+.lint-pyright:
 	$(BIN)/pyright
 
-test: lint
+.test-servers:
 	@[ "$(CI)" != true ] || sh scripts/test-servers
-	$(PYTEST) -m "not slow" $(ARGS)
+
+test: $(VENV)/.dev-installed
+	@$(MAKE) --no-print-directory -j2 .lint-style .lint-mypy .lint-pyright .test-servers
+	@sh scripts/run-tests "$(PYTEST)" $(ARGS)
 
 test-slow: $(VENV)/.dev-installed
 	$(PYTEST) -m slow -o timeout=7200 $(ARGS)
