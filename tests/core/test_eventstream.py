@@ -245,7 +245,7 @@ def mutant(old: str, new: str) -> types.ModuleType:
     "check",
     [
         "crc32(data[at : at + 8]) != prelude_crc",
-        "crc32(data[at + 8 : end - 4], prelude_crc) != _CRC.unpack_from(data, end - 4)[0]",
+        "crc32(data[at + 8 : end - 4], prelude_crc) != CHECKSUM.unpack_from(data, end - 4)[0]",
     ],
     ids=["prelude", "message"],
 )
