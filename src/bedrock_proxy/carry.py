@@ -48,19 +48,20 @@ def carry(course: Course) -> Flow[None]:
     try:
         while True:
             yield b""  # if the client left or we are stopping, do not call
-            course.translation = course.call.translation()
-            course.upstream = None
+            course.translation = course.upstream = None
             course.read_out = False
             course.held.clear()
             course.held_size = 0
             course.attempts += 1
             reply = yield from ask(Open(course.call.upstream))
+            # Bedrock is at work now: what can be made ready meanwhile costs no time.
+            translation = course.translation = course.call.translation()
             try:
-                yield from relay(course, reply, course.translation)
+                yield from relay(course, reply, translation)
             except ProxyError as fault:
                 yield from say_held(course)
                 retried = course.attempts - 1
-                begun = course.head_said or course.translation.heard
+                begun = course.head_said or translation.heard
                 if begun or fault.status not in faults.RETRIED_STATUSES:
                     raise
                 if retried >= min(course.rules.retries, len(RETRY_PAUSES)):

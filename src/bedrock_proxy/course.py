@@ -2,9 +2,13 @@
 What one admitted request remembers, from its lease to its ledger row.
 """
 
+from collections.abc import Sequence
+
 from attrs import define, field
 
-from bedrock_proxy.admission import Lease
+from bedrock_proxy import limits
+from bedrock_proxy.admission import Lease, LimitState
+from bedrock_proxy.customers import Key
 from bedrock_proxy.dialects.dialect import Call, Translation
 from bedrock_proxy.errors import ProxyError
 from bedrock_proxy.http import Headers, Request
@@ -20,7 +24,8 @@ from bedrock_proxy.usage import Basis, Outcome, State, Usage, UsageRecord
 class Course:
     """
     Attributes:
-        extra: Response headers that belong to the customer (limits, deprecation).
+        key: What the request came with.
+        states: The customer's limits as they stood when it was admitted.
         attempts: How often Bedrock was called.
         head_said: Whether the reply's status is out.
         first_byte: When it was, in seconds (monotonic).
@@ -40,7 +45,8 @@ class Course:
     call: Call
     arrived: Instant
     lease: Lease
-    extra: Headers
+    key: Key
+    states: Sequence[LimitState]
     attempts: int = 0
     head_said: bool = False
     first_byte: float | None = None
@@ -61,6 +67,10 @@ class Course:
             # Not the error itself: where it was raised, this is known too.
             self.error_code = None if error is None else str(error.code)
             self.outcome = outcome
+
+    def own_headers(self) -> Headers:
+        """The response headers that belong to the customer: limits, deprecation."""
+        return (*limits.headers(self.states), *limits.deprecation(self.key))
 
     def record(self, now: Instant) -> UsageRecord:
         """The ledger row."""

@@ -173,8 +173,7 @@ def _admitted(
         raise
     if isinstance(grant, Refusal):
         raise limits.refused(grant)
-    extra = (*limits.headers(grant.limits), *limits.deprecation(owner.key))
-    course = Course(request, rules, call, arrived, grant.lease, extra)
+    course = Course(request, rules, call, arrived, grant.lease, owner.key, grant.limits)
     return (yield from _settled(course))
 
 
@@ -268,7 +267,7 @@ def _settled(course: Course) -> Flow[ProxyError | None]:
         return _bare(refusal)
     yield from _finished(course)
     if refusal is not None:
-        refusal.headers = (*refusal.headers, *course.extra)
+        refusal.headers = (*refusal.headers, *course.own_headers())
         if course.upstream is not None:
             refusal.aws_request_id = course.upstream.first("x-amzn-requestid")
         raise refusal

@@ -319,7 +319,9 @@ def _head(course: Course, headers: Headers) -> Flow[Head]:
     course.first_byte = now.monotonic
     request = course.request
     shared = cors.headers(request, course.rules.cors_origins)
-    return Head(200, (*headers, ("x-request-id", request.request_id), *course.extra, *shared))
+    return Head(
+        200, (*headers, ("x-request-id", request.request_id), *course.own_headers(), *shared)
+    )
 
 
 def _error_body(course: Course, reply: UpstreamReply, translation: Translation) -> Flow[bytes]:
