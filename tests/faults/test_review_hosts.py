@@ -8,6 +8,7 @@ import asyncio
 import gc
 import io
 import threading
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from bedrock_proxy.customers import UNLIMITED, Customer, Key
 from bedrock_proxy.ports import Ports
 from bedrock_proxy.store import every_row
 from bedrock_proxy.usage import Outcome
-from bedrock_proxy_adapters.hosts.asgi import Application, asgi_app
+from bedrock_proxy_adapters.hosts.asgi import Application, asgi_app, to_request
 from bedrock_proxy_adapters.hosts.wsgi import wsgi_app
 from bedrock_proxy_adapters.proxy import Passage, Proxy
 from bedrock_proxy_adapters.stores.memory import MemoryStore
@@ -293,3 +294,20 @@ def test_S20_a_request_that_comes_after_the_end_is_told_so_and_costs_nothing() -
     assert b'"server_shutdown"' in content
     assert not upstream.calls
     settled(proxy, 0)
+
+
+def test_L5_header_names_that_clients_make_up_are_not_remembered() -> None:
+    """Anybody may send some, without a token, and long ones."""
+    scope = {"type": "http", "method": "POST", "path": "/bedrock", "query_string": b""}
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(1_000):
+            name = b"X-%d-" % number + b"n" * 20_000
+            request = to_request({**scope, "headers": [(name, b"v")]}, "", "r")
+            assert request.first(name.decode().lower()) == "v"
+            to_request({**scope, "headers": [(b"x-%d" % number, b"v")]}, "", "r")
+        after = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert after - before < 256 * 1024

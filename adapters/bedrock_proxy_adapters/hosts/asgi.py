@@ -34,6 +34,9 @@ Seconds after which a client that left is listened for (RELIABILITY.md, S02: it 
 within one).
 """
 
+_USUAL_NAME = 40
+"""Bytes of a header's name up to which it is remembered."""
+
 _DISCARDED = 256 * 1024
 """Bytes of an unwanted body that are read away, so that the refusal can be heard."""
 
@@ -444,7 +447,15 @@ def to_request(scope: Scope, base_path: str, request_id: str) -> Request:
         path, decoded = raw.decode("latin-1").partition("?")[0], False
     else:
         path, decoded = scope["path"], True
-    headers = tuple([(_name_of(name), value.decode("latin-1")) for name, value in scope["headers"]])
+    headers = tuple(
+        [
+            (
+                _name_of(name) if len(name) <= _USUAL_NAME else name.decode("latin-1").lower(),
+                value.decode("latin-1"),
+            )
+            for name, value in scope["headers"]
+        ]
+    )
     if scope.get("http_version") == "1.0" and not any(name == "host" for name, _ in headers):
         # HTTP/1.0 knows no Host; some health checks still speak it.
         headers = (*headers, ("host", ""))
@@ -458,7 +469,7 @@ def to_request(scope: Scope, base_path: str, request_id: str) -> Request:
     )
 
 
-@lru_cache(maxsize=256)  # clients choose the names
+@lru_cache(maxsize=256)  # clients choose the names: few of them, and none that is long
 def _name_of(field: bytes) -> str:
     return field.decode("latin-1").lower()
 
