@@ -8,6 +8,7 @@ mistyped or invented token be refused without asking the store.
 
 import hmac
 import re
+from functools import cache
 from hashlib import sha256
 from typing import Final
 from zlib import crc32
@@ -24,7 +25,6 @@ KEY_ID_BYTES: Final = 8
 """How much randomness a public key id is made of."""
 
 _DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_PAIRS: Final = [high + low for high in _DIGITS for low in _DIGITS]
 _EMPTY: Final = sha256()
 _SECRET_LENGTH: Final = 43
 _CHECKSUM_LENGTH: Final = 6
@@ -112,4 +112,9 @@ def _checksum(text: str) -> str:
     # Two digits at a time: every request has one to check.
     rest, last = divmod(crc32(text.encode()), 3844)
     first, middle = divmod(rest, 3844)
-    return _PAIRS[first] + _PAIRS[middle] + _PAIRS[last]
+    return _pair(first) + _pair(middle) + _pair(last)
+
+
+@cache
+def _pair(number: int) -> str:
+    return _DIGITS[number // 62] + _DIGITS[number % 62]
