@@ -53,6 +53,7 @@ class Counted:
             ["callgrind_control", *options, str(self.running.pid)],
             check=True,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
     @contextlib.contextmanager
@@ -105,33 +106,27 @@ def _listening(process: Process) -> int:
     return int(line.rpartition(":")[2])
 
 
-def of_request(opened: lab.Lab, counted: Counted) -> tuple[float, Path]:
+def of_request(opened: lab.Lab, counted: Counted) -> tuple[float, Counter[str]]:
     """Instructions of a plain request, one at a time."""
     with counted.counting():
         opened.measure(counted.running, "plain", repeat=REQUESTS)
-    where = counted.last()
-    return total(where) / REQUESTS, where
+    found = functions(counted.last())
+    return found.total() / REQUESTS, found
 
 
-def of_event(opened: lab.Lab, counted: Counted) -> tuple[float, Path]:
+def of_event(opened: lab.Lab, counted: Counted) -> tuple[float, Counter[str]]:
     """Instructions of a streamed event that comes alone."""
-    found: list[tuple[int, Path]] = []
+    found: list[Counter[str]] = []
     for events in EVENTS:
         with counted.counting():
             opened.measure(counted.running, "sse", events=events, pace=PACE)
-        found.append((total(counted.last()), counted.last()))
-    (few, _), (many, where) = found
-    return (many - few) / (EVENTS[1] - EVENTS[0]), where
+        found.append(functions(counted.last()))
+    more = Counter(found[1])
+    more.subtract(found[0])
+    return more.total() / (EVENTS[1] - EVENTS[0]), more
 
 
 KINDS: Final = {"request": of_request, "event": of_event}
-
-
-def total(where: Path) -> int:
-    """All that was counted."""
-    found = re.search(r"^(?:totals|summary): (\d+)", where.read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1])
 
 
 def functions(where: Path) -> Counter[str]:
@@ -177,9 +172,8 @@ def main() -> None:
         for target in targets:
             with under_valgrind(opened, target) as counted:
                 for kind in kinds:
-                    count, where = KINDS[kind](opened, counted)
-                    print(f"{target.label}: {count:,.0f} instructions a {kind}", flush=True)
-                    found = functions(where)
+                    count, found = KINDS[kind](opened, counted)
+                    print(f"{target.label}: {count:,.0f} instructions for each {kind}", flush=True)
                     for name, own in found.most_common(options.top):
                         print(f"    {own / found.total():6.1%}  {name}")
 
