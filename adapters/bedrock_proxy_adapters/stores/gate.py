@@ -25,15 +25,15 @@ from bedrock_proxy_adapters.stores.sums import standing_of
 _FOR_ADMISSION: Final = """
 SELECT c.status, c.limits, g.state,
     (SELECT count(*) FROM leases
-        WHERE customer_id = ?1 AND deadline > max(?4, coalesce(g.clock, 0))),
+        WHERE customer_id = asked.customer AND deadline > max(asked.at, coalesce(g.clock, 0))),
     k.key_id, k.expires_at,
     l.body, l.deadline,
-    EXISTS (SELECT 1 FROM ledger WHERE request_id = ?3)
-FROM (SELECT 1)
-LEFT JOIN customers c ON c.id = ?1
-LEFT JOIN gates g ON g.customer_id = ?1
-LEFT JOIN keys k ON k.key_id = ?2 AND k.customer_id = ?1
-LEFT JOIN leases l ON l.request_id = ?3
+    EXISTS (SELECT 1 FROM ledger WHERE request_id = asked.request)
+FROM (SELECT ? AS customer, ? AS key, ? AS request, ? AS at) asked
+LEFT JOIN customers c ON c.id = asked.customer
+LEFT JOIN gates g ON g.customer_id = asked.customer
+LEFT JOIN keys k ON k.key_id = asked.key AND k.customer_id = asked.customer
+LEFT JOIN leases l ON l.request_id = asked.request
 """
 
 _STATUSES: Final = {status.value: status for status in CustomerStatus}
@@ -147,8 +147,8 @@ def drop_lease(connection: sqlite3.Connection, request_id: str) -> None:
 def open_leases(connection: sqlite3.Connection, customer_id: str | None) -> tuple[Lease, ...]:
     """See :meth:`~bedrock_proxy.store.Books.open_leases`."""
     found: list[tuple[str, int]] = connection.execute(
-        "SELECT body, deadline FROM leases WHERE ?1 IS NULL OR customer_id = ?1"
+        "SELECT body, deadline FROM leases WHERE ? IS NULL OR customer_id = ?"
         " ORDER BY deadline, request_id",
-        (customer_id,),
+        (customer_id, customer_id),
     ).fetchall()
     return tuple(load_lease(*columns) for columns in found)

@@ -32,11 +32,11 @@ _GET: Final = f"SELECT {LEDGER_COLUMNS} FROM ledger WHERE request_id = ?"  # noq
 # All that a settlement needs, in one statement.
 _FOR_SETTLEMENT: Final = """
 SELECT l.body, l.deadline, g.state, c.limits,
-    EXISTS (SELECT 1 FROM ledger WHERE request_id = ?2)
-FROM (SELECT 1)
-LEFT JOIN leases l ON l.request_id = ?2
-LEFT JOIN gates g ON g.customer_id = ?1
-LEFT JOIN customers c ON c.id = ?1
+    EXISTS (SELECT 1 FROM ledger WHERE request_id = asked.request)
+FROM (SELECT ? AS customer, ? AS request) asked
+LEFT JOIN leases l ON l.request_id = asked.request
+LEFT JOIN gates g ON g.customer_id = asked.customer
+LEFT JOIN customers c ON c.id = asked.customer
 """
 
 _SUM: Final = (
