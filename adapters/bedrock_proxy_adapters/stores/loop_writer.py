@@ -53,7 +53,7 @@ has sent its next request by then. Its customer's next admission on this loop ne
 
 CHECKPOINT_EVERY: Final = 200
 """
-Syncs after which the log is copied into the file: about as many pages as SQLite's own default
+Syncs after which the log is copied into the file: some megabytes, as by SQLite's own default
 (``PRAGMA wal_autocheckpoint``), which the loop's connection does without.
 """
 

@@ -88,6 +88,22 @@ def test_every_table_is_strict_and_every_commit_reaches_the_disk(store: SqliteSt
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
+def test_a_new_file_has_small_pages_and_an_old_one_keeps_its_own(tmp_path: Path) -> None:
+    old = tmp_path / "old.db"
+    with contextlib.closing(sqlite3.connect(old, isolation_level=None)) as connection:
+        connection.execute("PRAGMA page_size = 8192")
+        migrate(connection)
+    for path, size in ((tmp_path / "new.db", schema.PAGE_BYTES), (old, 8192)):
+        store = SqliteStore(path)
+        add(store)
+        lease = admitted(store, ask("r1"))
+        store.finish(used(lease), lease)
+        assert [row.request_id for row in rows(store)] == ["r1"]
+        store.close()
+        with contextlib.closing(schema.connect(path)) as connection:
+            assert connection.execute("PRAGMA page_size").fetchone() == (size,)
+
+
 MOUNTS = """\
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 30 22 0:40 / /mnt/efs rw,relatime shared:2 - nfs4 fs.example.com:/ rw,vers=4.1
