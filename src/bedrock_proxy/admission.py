@@ -234,6 +234,7 @@ _BUDGETS: Final = (
 )
 """What is counted by day and month, in the order in which it refuses."""
 _caps: Final = attrgetter(*(limit.value for limit in _BUDGETS))
+_NO_BUDGETS: Final = (None,) * len(_BUDGETS)
 _used: Final = attrgetter("day_requests", "day_tokens", "month_tokens", "day_cost", "month_cost")
 
 
@@ -408,25 +409,12 @@ def limit_states(state: GateState, limits: Limits, live: int, at: int) -> tuple[
     """How each limit that is set stands at *at* (epoch milliseconds)."""
     now = rolled(state, at)
     found: list[LimitState] = []
-    for name, rate, burst, bucket in (
-        (Limit.REQUESTS_PER_MINUTE, limits.requests_per_minute, _burst(limits), now.requests),
-        (
-            Limit.TOKENS_PER_MINUTE,
-            limits.tokens_per_minute,
-            limits.tokens_per_minute,
-            now.tokens,
-        ),
-    ):
-        if rate is not None and burst is not None:
-            filled = level(bucket, now.clock) if rate else 0
-            found.append(
-                LimitState(
-                    name=name,
-                    limit=rate,
-                    remaining=max(0, burst + (-filled // MINUTE_MS)) if rate else 0,
-                    resets_in=-(-filled // (rate * 1000)) if rate else 0,
-                )
-            )
+    rate, burst = limits.requests_per_minute, _burst(limits)
+    if rate is not None and burst is not None:
+        found.append(_rate_state(Limit.REQUESTS_PER_MINUTE, rate, burst, now.requests, now.clock))
+    rate = limits.tokens_per_minute
+    if rate is not None:
+        found.append(_rate_state(Limit.TOKENS_PER_MINUTE, rate, rate, now.tokens, now.clock))
     if limits.concurrency is not None:
         left = max(0, limits.concurrency - live)
         found.append(
@@ -437,15 +425,32 @@ def limit_states(state: GateState, limits: Limits, live: int, at: int) -> tuple[
                 resets_in=CONCURRENCY_RETRY_AFTER if live else 0,
             )
         )
-    day_ends = _seconds_to(_end_of_day(now), at)
-    month_ends = _seconds_to(_end_of_month(now), at)
-    ends = (day_ends, day_ends, month_ends, day_ends, month_ends)
-    for name, cap, used, resets_in in zip(_BUDGETS, _caps(limits), _used(now), ends, strict=True):
-        if cap is not None:
-            found.append(
-                LimitState(name=name, limit=cap, remaining=max(0, cap - used), resets_in=resets_in)
-            )
+    caps = _caps(limits)
+    if caps != _NO_BUDGETS:
+        for name, cap, used in zip(_BUDGETS, caps, _used(now), strict=True):
+            if cap is not None:
+                found.append(
+                    LimitState(
+                        name=name,
+                        limit=cap,
+                        remaining=max(0, cap - used),
+                        resets_in=_seconds_to_roll(name, now, at),
+                    )
+                )
     return tuple(found)
+
+
+def _rate_state(name: Limit, rate: int, burst: int, bucket: Bucket, now: int) -> LimitState:
+    """*rate* a minute, with its *bucket* of *burst*, at *now*."""
+    if not rate:
+        return LimitState(name=name, limit=0, remaining=0, resets_in=0)
+    filled = level(bucket, now)
+    return LimitState(
+        name=name,
+        limit=rate,
+        remaining=max(0, burst + (-filled // MINUTE_MS)),
+        resets_in=-(-filled // (rate * 1000)),
+    )
 
 
 def _burst(limits: Limits) -> int | None:
@@ -483,19 +488,8 @@ def _full(
 
 
 def _seconds_to_roll(name: Limit, now: GateState, at: int) -> int:
-    monthly = name in {Limit.TOKENS_PER_MONTH, Limit.COST_PER_MONTH}
-    return _seconds_to(_end_of_month(now) if monthly else _end_of_day(now), at)
-
-
-def _end_of_day(now: GateState) -> int:
-    return (now.day + 1) * DAY_MS
-
-
-def _end_of_month(now: GateState) -> int:
-    return start_of_month(now.month + 1)
-
-
-def _seconds_to(end: int, at: int) -> int:
+    monthly = name is Limit.TOKENS_PER_MONTH or name is Limit.COST_PER_MONTH
+    end = start_of_month(now.month + 1) if monthly else (now.day + 1) * DAY_MS
     return -(-(end - at) // 1000)
 
 

@@ -26,7 +26,7 @@ from bedrock_proxy.models.converse import EVENT_TYPES
 from bedrock_proxy.parts import Json, Part, Stop, Text, Thinking, ToolUse, UsageReport
 from bedrock_proxy.patterns import WRAPPER, Pattern, end_of, learned
 from bedrock_proxy.ports import UpstreamHead
-from bedrock_proxy.usage import Usage
+from bedrock_proxy.usage import NOTHING_SAID, Usage
 
 MAX_WHOLE: Final = 64 * 1024 * 1024
 """Bedrock's own bodies end at 25 MB (AWS, Bedrock API reference, InvokeModel)."""
@@ -44,7 +44,7 @@ class Meter:
     __slots__ = ("_headers", "_metrics", "_reported", "output_bytes")
 
     def __init__(self) -> None:
-        self._reported = self._metrics = self._headers = Usage()
+        self._reported = self._metrics = self._headers = NOTHING_SAID
         self.output_bytes = 0
         """UTF-8 bytes of text, thinking and tool input seen so far."""
 
@@ -370,7 +370,7 @@ def whole_answer(family: Family, body: bytes) -> Sequence[Part]:
 
 def _parts(read: Callable[[Json], Sequence[Part]], body: bytes) -> Sequence[Part]:
     try:
-        return read(cast("Json", json.loads(body.decode())))
+        return read(_loads(body))
     except (ValueError, RecursionError):
         return ()
 

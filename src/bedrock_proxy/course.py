@@ -17,7 +17,7 @@ from bedrock_proxy.ports import (
     UpstreamHead,
 )
 from bedrock_proxy.rules import Rules
-from bedrock_proxy.usage import Basis, Outcome, State, Usage, UsageRecord
+from bedrock_proxy.usage import NOTHING_SAID, Basis, Outcome, State, Usage, UsageRecord
 
 
 @define
@@ -26,13 +26,13 @@ class Course:
     Attributes:
         key: What the request came with.
         states: The customer's limits as they stood when it was admitted.
+        renewed_at: When the lease was last made or renewed, in seconds (monotonic).
         attempts: How often Bedrock was called.
         head_said: Whether the reply's status is out.
         first_byte: When it was, in seconds (monotonic).
         upstream: Bedrock's head, of the last call.
         translation: The answer, of the last call.
         outcome, error_code: How it ended; the first reason counts.
-        renewed_at: When the lease was last made or renewed, in seconds (monotonic).
         quiet_since: Since when nothing was said; None right after something was.
         all_said: Whether everything of a whole answer is out.
         read_out: Whether the upstream has been read to its end.
@@ -47,6 +47,7 @@ class Course:
     lease: Lease
     key: Key
     states: Sequence[LimitState]
+    renewed_at: float
     attempts: int = 0
     head_said: bool = False
     first_byte: float | None = None
@@ -54,7 +55,6 @@ class Course:
     translation: Translation | None = None
     outcome: Outcome = Outcome.OK
     error_code: str | None = None
-    renewed_at: float | None = None
     quiet_since: float | None = None
     all_said: bool = False
     read_out: bool = False
@@ -110,23 +110,27 @@ class Course:
     def _usage(self) -> tuple[Usage, Basis]:
         translation = self.translation
         if translation is None:
-            return Usage(), Basis.REPORTED
+            return NOTHING_SAID, Basis.REPORTED
         usage = translation.usage
-        guess = Usage(self.call.estimate.input_tokens or 0, translation.seen_output_tokens)
         if translation.ended and translation.fault is None:
-            if not self.call.counts_tokens:
+            said_less_than_used = self.call.counts_tokens and (
+                usage.input_tokens is None
+                or (usage.output_tokens is None and translation.seen_output_tokens > 0)
+            )
+            if not said_less_than_used:
                 return usage, Basis.REPORTED
-            if usage.input_tokens is None:
-                return usage.completed(guess), Basis.ESTIMATED
-            if usage.output_tokens is None and translation.seen_output_tokens:
-                return usage.completed(guess), Basis.ESTIMATED
-            return usage, Basis.REPORTED
+            return usage.completed(self._guess(translation)), Basis.ESTIMATED
         refused = translation.fault is not None or (
             self.upstream is not None and self.upstream.status >= 300
         )
         stopped_by_us = self.outcome in {Outcome.CLIENT_GONE, Outcome.TIMEOUT, Outcome.SHUTDOWN}
         if not translation.heard and (refused or not stopped_by_us):
             # Bedrock said no, or nothing at all: nothing was spent.
-            return Usage(), Basis.REPORTED
+            return NOTHING_SAID, Basis.REPORTED
         seen = max(usage.output_tokens or 0, translation.seen_output_tokens)
-        return usage.completed(guess).updated(Usage(output_tokens=seen)), Basis.PARTIAL
+        counted = usage.completed(self._guess(translation)).updated(Usage(output_tokens=seen))
+        return counted, Basis.PARTIAL
+
+    def _guess(self, translation: Translation) -> Usage:
+        """What was used as far as nobody says."""
+        return Usage(self.call.estimate.input_tokens or 0, translation.seen_output_tokens)

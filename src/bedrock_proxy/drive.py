@@ -15,10 +15,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, ClassVar, Final
 
-from bedrock_proxy.effects import Effect, Flow, Open
+from bedrock_proxy.effects import NOW, Effect, Flow, Open
 from bedrock_proxy.errors import BedrockProxyError, ClientFault, Code, ProxyError, Unavailable
 from bedrock_proxy.http import Head
-from bedrock_proxy.ports import Answer, Ports, UpstreamReply
+from bedrock_proxy.ports import Answer, Instant, Ports, UpstreamReply
 
 
 class Interruption(BedrockProxyError):
@@ -194,14 +194,20 @@ def drive(
 async def adrive(
     flow: Flow[ProxyError | None],
     perform: Callable[[Effect[Any]], Answer[Any]],
-    emit: Callable[[Head | bytes], Awaitable[None]],
+    emit: Callable[[Head | bytes], Awaitable[None] | None],
     interrupts: Interrupts,
+    now: Callable[[], Instant],
 ) -> ProxyError | None:
     """
-    Run *flow* on any event loop, awaiting *emit* for what it says, and what *perform* gives
-    for what it asks, unless that is the reply itself: what is at hand costs no turn of the
-    loop. An *emit* that raises means that the client cannot be reached: the flow hears
-    :class:`Gone`.
+    Run *flow* on any event loop. What cannot be had or done at once is awaited; what is at hand
+    costs no turn of the loop.
+
+    Args:
+        perform: Answers what the flow asks: with the reply itself, or with what is to be awaited
+            for it.
+        emit: Says what it says; gives what is still to be awaited of that, or None. One that
+            raises means that the client cannot be reached: the flow hears :class:`Gone`.
+        now: The clock, which is asked most of all.
 
     Returns:
         The terminal error the reply ended in, or None.
@@ -209,6 +215,9 @@ async def adrive(
     try:
         said = next(flow)
         while True:
+            if said is NOW:
+                said = flow.send(now())
+                continue
             if isinstance(said, Effect):
                 try:
                     answer: Any = perform(said)
@@ -225,7 +234,9 @@ async def adrive(
             if reason is None:
                 if said != _NOTHING:
                     try:
-                        await emit(said)
+                        sending = emit(said)
+                        if sending is not None:
+                            await sending
                     except Exception:  # noqa: BLE001 -- whatever went wrong, nobody is there to be told
                         reason = interrupts.take() or Gone()
                         reason.unsaid = True

@@ -173,7 +173,9 @@ def _admitted(
         raise
     if isinstance(grant, Refusal):
         raise limits.refused(grant)
-    course = Course(request, rules, call, arrived, grant.lease, owner.key, grant.limits)
+    course = Course(
+        request, rules, call, arrived, grant.lease, owner.key, grant.limits, arrived.monotonic
+    )
     return (yield from _settled(course))
 
 

@@ -4,6 +4,7 @@ credential. (RELIABILITY.md section 4; servers let some of these through.)
 """
 
 import re
+from itertools import chain
 from typing import Final
 
 from bedrock_proxy.errors import ClientFault, Code
@@ -36,7 +37,8 @@ def check_head(request: Request) -> None:
             status=431,
             headers=_CLOSE,
         )
-    if sum([len(name) + len(value) + 4 for name, value in request.headers]) > MAX_HEADER_BYTES:
+    octets = len("".join(chain.from_iterable(request.headers))) + 4 * len(request.headers)
+    if octets > MAX_HEADER_BYTES:
         raise ClientFault(
             f"The request's headers are larger than {MAX_HEADER_BYTES // 1024} KiB.",
             Code.TOO_LARGE,
@@ -55,7 +57,7 @@ def check_head(request: Request) -> None:
         raise ClientFault(
             "The request has both Content-Length and Transfer-Encoding.", headers=_CLOSE
         )
-    if len(set(lengths)) > 1 or not all(_LENGTH.fullmatch(length) for length in lengths):
+    if lengths and (len(set(lengths)) > 1 or not _LENGTH.fullmatch(lengths[0])):
         raise ClientFault("The request's Content-Length is not one whole number.", headers=_CLOSE)
     hosts = request.all("host")
     # WSGI servers fold repeated fields into one, with commas (RFC 9110, section 5.3).

@@ -270,7 +270,10 @@ class Upstream(Protocol):
     def retries(self) -> int: ...
 
     def open(self, call: UpstreamCall) -> Answer[UpstreamReply]:
-        """Begin a call. Returns without waiting for the answer."""
+        """
+        Begin a call. Returns without waiting for the answer. The reply is called as the upstream
+        is (``kind``).
+        """
         ...
 
 

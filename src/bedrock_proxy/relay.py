@@ -4,6 +4,7 @@ timeouts while nothing comes.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Literal, TypeVar, cast
 
 from bedrock_proxy import cors, faults
@@ -47,7 +48,7 @@ def relay(course: Course, reply: UpstreamReply, translation: Translation) -> Flo
     Raises:
         ProxyError: It is an error, or ended in one.
     """
-    head = yield from _heard(course, translation, lambda within: Begin(reply, within))
+    head = yield from _heard(course, translation, partial(Begin, reply))
     course.upstream = head
     if head.status >= 300:
         body = yield from _error_body(course, reply, translation)
@@ -126,7 +127,7 @@ def _piece(
     course: Course, translation: Translation, reply: UpstreamReply, begun: Instant
 ) -> Flow[bytes | Signal]:
     """The next piece, or END, however long that takes."""
-    got = yield from _heard(course, translation, lambda within: Read(reply, within), begun)
+    got = yield from _heard(course, translation, partial(Read, reply), begun)
     return cast("bytes | Signal", got)
 
 
@@ -155,9 +156,8 @@ class _Steady(Follow):
         """Find out anew when something is due."""
         course = self._course
         rules = course.rules
-        renewed = course.renewed_at or course.arrived.monotonic
         last = course.arrived.monotonic + rules.max_duration - self.within
-        self.until = min(renewed + rules.lease_ms / 2000, last)
+        self.until = min(course.renewed_at + rules.lease_ms / 2000, last)
 
     def turn(self, piece: bytes, now: Instant) -> bytes | Fed:
         """
@@ -176,8 +176,9 @@ class _Steady(Follow):
 
 def _relay_whole(course: Course, reply: UpstreamReply, translation: Translation) -> Flow[None]:
     """Nothing before all of it is there."""
+    read = partial(Read, reply)
     while True:
-        got = yield from _heard(course, translation, lambda within: Read(reply, within))
+        got = yield from _heard(course, translation, read)
         if isinstance(got, bytes):
             out = translation.feed(got)
         else:
@@ -230,7 +231,8 @@ def _heard(
     patience = rules.first_byte_timeout if not translation.heard else rules.idle_timeout
     while True:
         at = now.monotonic
-        yield from renew(course, now)
+        if (at - course.renewed_at) * 2000 >= rules.lease_ms:
+            yield from renew(course, now)
         if course.quiet_since is None:
             course.quiet_since = at
         if at - begun.monotonic >= patience:
@@ -327,7 +329,7 @@ def _head(course: Course, headers: Headers) -> Flow[Head]:
 def _error_body(course: Course, reply: UpstreamReply, translation: Translation) -> Flow[bytes]:
     body = b""
     while len(body) < _MAX_ERROR_BODY:
-        got = yield from _heard(course, translation, lambda within: Read(reply, within))
+        got = yield from _heard(course, translation, partial(Read, reply))
         if not isinstance(got, bytes):
             break
         body += got
@@ -336,8 +338,6 @@ def _error_body(course: Course, reply: UpstreamReply, translation: Translation) 
 
 def renew(course: Course, now: Instant) -> Flow[None]:
     """Keep the lease, once half its time is over."""
-    if course.renewed_at is None:
-        course.renewed_at = course.arrived.monotonic
     if (now.monotonic - course.renewed_at) * 2000 < course.rules.lease_ms:
         return
     course.renewed_at = now.monotonic

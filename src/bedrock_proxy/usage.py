@@ -6,7 +6,7 @@ zero is a figure like any other (never test counts by truthiness).
 """
 
 from enum import StrEnum, unique
-from typing import Any
+from typing import Any, Final
 
 from attrs import asdict, evolve, fields
 
@@ -30,6 +30,8 @@ class Usage:
 
     def updated(self, later: "Usage") -> "Usage":
         """These counts with every count that *later* states put in their place."""
+        if self is NOTHING_SAID:  # as it mostly is, and then there is nothing to make
+            return later
         # Written out: this runs for every part of an answer that states counts.
         return Usage(
             self.input_tokens if later.input_tokens is None else later.input_tokens,
@@ -68,6 +70,10 @@ class Usage:
             + (self.cache_write_5m_tokens or 0)
             + (self.cache_write_1h_tokens or 0)
         )
+
+
+NOTHING_SAID: Final = Usage()
+"""No counts at all."""
 
 
 @unique

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, cast
 
 from bedrock_proxy import front
 from bedrock_proxy.drive import adrive
-from bedrock_proxy.effects import NOW, Admit, Effect, Finish, Follow, Release
+from bedrock_proxy.effects import Admit, Effect, Finish, Follow, Release
 from bedrock_proxy.http import Head, Headers, Request
 from bedrock_proxy.ports import Answer, PortKind
 from bedrock_proxy_adapters.hosts.direct import Audible, Direct, Resumed
@@ -54,11 +54,17 @@ def asgi_app(proxy: Proxy) -> "Application":
 
 
 class Application:
-    """See :func:`asgi_app`."""
+    """
+    See :func:`asgi_app`.
+
+    Attributes:
+        blocks: Whether any port may have to be called on a thread.
+    """
 
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy
         self._faces: Faces | None = None
+        self.blocks = True
         self._pool: ThreadPoolExecutor | None = None
         self._held: set[asyncio.Task[None]] = set()
 
@@ -114,7 +120,9 @@ class Application:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._faces is None:
-            self._faces = self.faces()
+            faces = self._faces = self.faces()
+            ports = (faces.store, faces.gate, faces.ledger, faces.upstream, faces.pause)
+            self.blocks = any(port.kind == "blocking" for port in ports)
         request = to_request(scope, self._proxy.base_path, new_request_id())
         body = _Body(receive)
         passage = self._proxy.passage(request, body, self._faces)
@@ -194,7 +202,8 @@ class _Exchange:
     async def run(self) -> None:
         passage = self._passage
         try:
-            await adrive(passage.flow, self._perform, self._emit, passage.interrupts)
+            perform = self._perform if self._app.blocks else self._answer
+            await adrive(passage.flow, perform, self._emit, passage.interrupts, self._now)
             # A reply that was not finished is left so: the server then breaks the
             # connection, which is what tells the client.
             if not self._complete and not passage.has_left:
@@ -208,12 +217,13 @@ class _Exchange:
             self._direct = None  # it knows us: garbage that knows itself waits for the collector
 
     def _perform(self, effect: Effect[Any]) -> Answer[Any]:
-        # As Application.perform, with the shortest way for what is asked most.
-        if effect is NOW:
-            return self._now()
         port = effect.on(self._ports)
         if port is not None and port.kind == "blocking":
             return self._app.perform(effect, self._passage)
+        return self._answer(effect)
+
+    def _answer(self, effect: Effect[Any]) -> Answer[Any]:
+        """Answer *effect*, whose port does not block."""
         if isinstance(effect, Follow) and hasattr(effect.reply, "listen"):
             direct = self._direct
             if direct is None:
@@ -247,10 +257,14 @@ class _Exchange:
             self._begun = Resumed(waits_for, begun)
         return False
 
-    async def _emit(self, said: Head | bytes) -> None:
+    def _emit(self, said: Head | bytes) -> Awaitable[None] | None:
         if self._begun is None and self._send_now(said):
-            return
+            return None
         begun, self._begun = cast("Awaitable[None]", self._begun), None
+        return self._sent(begun)
+
+    async def _sent(self, begun: Awaitable[None]) -> None:
+        """Wait until what has been begun is sent; not for ever."""
         self._writing_since = self._loop.time()
         if self._timer is None:
             self._arm(cast("asyncio.Task[None]", asyncio.current_task()), self._write_timeout)
@@ -272,12 +286,11 @@ class _Exchange:
     async def _begin(self, said: Head) -> None:
         await self._body.discard()
         self._left = _length(said.headers)
-        headers = [
-            (_octets_of(name), value.encode("latin-1"))
-            for name, value in said.headers
+        fields = said.headers
+        if not self._http1:
             # RFC 9113, section 8.2.2: HTTP/2 has no such field.
-            if self._http1 or name != "connection"
-        ]
+            fields = tuple([field for field in fields if field[0] != "connection"])
+        headers = [(_octets_of(name), value.encode("latin-1")) for name, value in fields]
         await self._send({"type": "http.response.start", "status": said.status, "headers": headers})
 
     def _arm(self, task: "asyncio.Task[None]", within: float) -> None:

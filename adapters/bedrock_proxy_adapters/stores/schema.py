@@ -171,6 +171,7 @@ def file_system_of(folder: Path, mountinfo: str) -> str | None:
                 found = depth, after.split(" ")[0]
     return None if found is None else found[1]
 
+
 PAGE_BYTES: Final = 1024
 """
 The size of a new file's pages. A commit writes every page that it touched, eight or so, and of

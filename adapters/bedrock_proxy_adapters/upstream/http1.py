@@ -39,6 +39,8 @@ one later; a shorter wait on our side means that a request seldom meets a closin
 _MAX_HEAD: Final = 64 * 1024
 """Bytes of names and values that a reply's head may have."""
 
+_FRAMING: Final = frozenset({"content-length", "transfer-encoding"})
+
 
 @lru_cache(maxsize=256)
 def _name_of(field: bytes) -> str:
@@ -65,9 +67,8 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._reply: Reply | None = None
-        self._headers: list[tuple[str, str]] = []
+        self._fields: list[tuple[bytes, bytes]] = []
         self._head_size = 0
-        self._framed = False
         self._interim = False
         self._whole = True
         self._kept = False
@@ -148,7 +149,7 @@ class Connection(asyncio.BufferedProtocol):
         reply, self._reply = self._reply, None
         if reply is None:
             return
-        if exc is None and reply.begun and not self._framed:
+        if exc is None and reply.begun and not self._framed():
             reply.end()  # RFC 9112, section 6.3: such a body ends with its connection
             return
         if self._kept and not self._heard:
@@ -167,24 +168,24 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_message_begin(self) -> None:
         self._excess = self._excess or self._whole
-        self._headers = []
+        self._fields = []
         self._head_size = 0
-        self._framed = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_size += len(name) + len(value)
         if self._head_size > _MAX_HEAD:
             raise ValueError("the head is too long")
-        key = _name_of(name)
-        self._framed = self._framed or key in {"content-length", "transfer-encoding"}
-        self._headers.append((key, value.decode("latin-1")))
+        self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None
         status = self._parser.get_status_code()
         self._interim = status < 200
         if not self._interim and not self._excess and self._reply is not None:
-            self._reply.headed(UpstreamHead(status, tuple(self._headers)))
+            headers = tuple(
+                [(_name_of(name), value.decode("latin-1")) for name, value in self._fields]
+            )
+            self._reply.headed(UpstreamHead(status, headers))
 
     def on_body(self, body: bytes) -> None:
         if self._reply is not None and not self._excess:
@@ -198,6 +199,10 @@ class Connection(asyncio.BufferedProtocol):
             self._lasts = self._parser.should_keep_alive()
 
     # --- endings
+
+    def _framed(self) -> bool:
+        """Whether the reply's head says where its body ends."""
+        return any(_name_of(name) in _FRAMING for name, _ in self._fields)
 
     def _finished(self, reply: Reply) -> None:
         self._reply = None

@@ -42,13 +42,13 @@ _HEADERS: Final = {
 
 def header_usage(headers: Headers) -> Usage | None:
     """The counts in the response headers of InvokeModel, or None where there are none."""
-    counts: list[int | None] = [None, None, None, None]
+    counts: list[int | None] | None = None
     for name, value in headers:
         field = _HEADERS.get(name)
         if field is not None and value.isascii() and value.isdigit() and len(value) < 16:
+            counts = counts or [None, None, None, None]
             counts[field] = int(value)
-    usage = Usage(*counts)
-    return None if usage.is_empty else usage
+    return None if counts is None else Usage(*counts)
 
 
 def _first(source: dict[str, Json], names: Iterable[str]) -> int | None:

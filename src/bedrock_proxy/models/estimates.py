@@ -28,7 +28,7 @@ _OPAQUE: Final = frozenset({"signature", "redactedContent"})
 """Members that hold base64 beside the text of a reasoning block."""
 _APART: Final = _OPAQUE.union(_WRAPPERS)
 _CONTAINERS: Final = (dict, list)
-_IMAGE_LISTS: Final = ("images", "inputImage")
+_IMAGE_LISTS: Final = frozenset({"images", "inputImage"})
 """Top-level members that hold bare base64 images (Llama, Cohere Embed; Titan Embed)."""
 _TEXT_MEMBERS: Final = frozenset(
     {"messages", "prompt", "inputText", "message", "input", "texts", "inputs", "query"}
@@ -70,7 +70,7 @@ def _weigh(body: Json) -> tuple[int, int]:
     """The bytes of text and the number of blocks. A loop, for bodies may be deep and large."""
     size = 0
     blocks = 0
-    rest: list[tuple[Json, bool]] = [([body], False)]
+    rest: list[tuple[Json, bool]] = [(body if isinstance(body, _CONTAINERS) else [body], False)]
     while rest:
         node, in_block = rest.pop()
         values: Iterable[Json] = ()
@@ -82,7 +82,7 @@ def _weigh(body: Json) -> tuple[int, int]:
                 blocks += 1
                 in_block = True
             binary = (in_block and kind != "text") or kind == "redacted_thinking"
-            if node is body and (images := _images(node)):
+            if node is body and not _IMAGE_LISTS.isdisjoint(node) and (images := _images(node)):
                 blocks += images
                 values = [value for key, value in node.items() if key not in _IMAGE_LISTS]
             elif binary or in_block or not _APART.isdisjoint(node):

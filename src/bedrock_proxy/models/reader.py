@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias
 from attrs import frozen
 
 from bedrock_proxy.parts import Json, Part
-from bedrock_proxy.usage import Usage
+from bedrock_proxy.usage import NOTHING_SAID, Usage
 
 
 class Reader(Protocol):
@@ -93,7 +93,7 @@ class UsageCounts:
     __slots__ = ("usage",)
 
     def __init__(self) -> None:
-        self.usage = Usage()
+        self.usage = NOTHING_SAID
 
     def update(self, said: Usage) -> bool:
         """Take in what was said; whether that changed anything."""
