@@ -162,6 +162,7 @@ def drive(
     Returns:
         (as the iterator's value) The terminal error the reply ended in, or None.
     """
+    reason: Interruption | None = None
     try:
         said = next(flow)
         while True:
@@ -186,9 +187,13 @@ def drive(
             elif said != _NOTHING:
                 reason.unsaid = True
             said = flow.throw(reason)
+            reason = None
     except StopIteration as end:
         value: ProxyError | None = end.value
         return value
+    finally:
+        # Its traceback knows the frames it went through, and they, from Python 3.12 on, this one.
+        del reason
 
 
 async def adrive(
@@ -212,6 +217,7 @@ async def adrive(
     Returns:
         The terminal error the reply ended in, or None.
     """
+    reason: Interruption | None = None
     try:
         said = next(flow)
         while True:
@@ -251,6 +257,10 @@ async def adrive(
             elif said != _NOTHING:
                 reason.unsaid = True
             said = flow.throw(reason)
+            reason = None
     except StopIteration as end:
         value: ProxyError | None = end.value
         return value
+    finally:
+        # Its traceback knows the frames it went through, and they, from Python 3.12 on, this one.
+        del reason
