@@ -216,6 +216,12 @@ SILENCE: Final = Signal.SILENCE
 END: Final = Signal.END
 
 
+class Last(bytes):
+    """The last piece of a reply's body: END is all that comes after it, and need not be asked for."""
+
+    __slots__ = ()
+
+
 class UpstreamReply(Protocol):
     """
     One call under way. It has begun when ``open`` returns; the head comes when it comes.
@@ -237,7 +243,8 @@ class UpstreamReply(Protocol):
 
     def read(self, within: float) -> Answer[bytes | Signal]:
         """
-        What has arrived of the body (never empty), SILENCE after *within* seconds, or END.
+        What has arrived of the body (never empty), SILENCE after *within* seconds, or END. A
+        piece that is known to be the last may be a :class:`Last`.
 
         Raises:
             UpstreamUnreachable: The connection broke.

@@ -29,6 +29,7 @@ from bedrock_proxy.ports import (
     END,
     SILENCE,
     Instant,
+    Last,
     Signal,
     Trouble,
     UpstreamReply,
@@ -92,6 +93,9 @@ def _relay_pieces(course: Course, reply: UpstreamReply, translation: Translation
             steady.look_ahead()
         if isinstance(got, bytes):
             out = translation.feed(got)
+            if type(got) is Last:
+                out += _finished(course, translation)
+                got = END
         elif isinstance(got, Fed):
             out = got.out
         else:
@@ -181,6 +185,9 @@ def _relay_whole(course: Course, reply: UpstreamReply, translation: Translation)
         got = yield from _heard(course, translation, read)
         if isinstance(got, bytes):
             out = translation.feed(got)
+            if type(got) is Last:
+                out += _finished(course, translation)
+                got = END
         else:
             out = yield from _ended(course, translation)
         fault = translation.fault
@@ -200,8 +207,13 @@ def _ended(course: Course, translation: Translation) -> Flow[bytes]:
     """The upstream has ended: the last bytes of the answer."""
     if not translation.ended:
         yield b""  # if we closed it ourselves, this is where the flow hears why
+    return _finished(course, translation)
+
+
+def _finished(course: Course, translation: Translation) -> bytes:
+    """The last bytes of the answer, once all of it has been read."""
     course.read_out = True
-    return translation.finish()
+    return b"" if translation.fault is not None else translation.finish()
 
 
 def _unreachable(course: Course, failure: UpstreamUnreachable) -> Flow[None]:
@@ -333,6 +345,8 @@ def _error_body(course: Course, reply: UpstreamReply, translation: Translation) 
         if not isinstance(got, bytes):
             break
         body += got
+        if type(got) is Last:
+            break
     return body[:_MAX_ERROR_BODY]
 
 

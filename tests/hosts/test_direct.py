@@ -335,6 +335,26 @@ def test_a_middleware_sees_the_task_and_its_context(passed: list[bytes]) -> None
     asyncio.run(run())
 
 
+def test_S23_what_comes_with_the_end_is_said_with_it() -> None:
+    async def run() -> None:
+        exchange = Exchange()
+        reply = await exchange.begin()
+
+        def arrive() -> None:
+            reply.push(b"".join(FRAMES[3:]))
+            reply.end()
+
+        asyncio.get_running_loop().call_soon(arrive)
+        row = await exchange.row()
+        assert exchange.text == "".join(WORDS)
+        last = [message["body"] for message in exchange.sent if message.get("body")][-1]
+        assert WORDS[-1].encode() in last
+        assert last.endswith(b"data: [DONE]\n\n")
+        assert row.outcome is Outcome.OK
+
+    asyncio.run(run())
+
+
 def test_a_piece_that_comes_in_somebody_elses_step_waits_for_its_own(passed: list[bytes]) -> None:
     async def run() -> None:
         exchange = Exchange()

@@ -102,7 +102,9 @@ class Direct:
         answer: bytes | Fed | Signal | None
         try:
             answer = reply.poll()
-            if isinstance(answer, bytes):
+            if (
+                type(answer) is bytes
+            ):  # the last piece is the flow's: more than a turn depends on it
                 said = follow.turn(answer, self._now())
                 if not isinstance(said, bytes):
                     answer = said

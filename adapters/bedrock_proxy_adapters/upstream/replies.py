@@ -12,6 +12,7 @@ from typing import Literal, Protocol, TypeVar
 from bedrock_proxy.ports import (
     END,
     SILENCE,
+    Last,
     Signal,
     Trouble,
     UpstreamHead,
@@ -155,7 +156,7 @@ class Reply:
             carrier = self.carrier
             if carrier is not None and carrier.paused:
                 carrier.go_on()
-            return data
+            return Last(data) if self._ended and self._failure is None else data
         if self._failure is not None:
             raise UpstreamUnreachable(*self._failure)
         if self._ended:
