@@ -19,15 +19,10 @@ def create(as_json_: bool) -> None:
     """
     url = Settings.from_env().store
     opened = lasting_store(url)
-    try:
-        if not isinstance(opened, DynamoDBStore):
-            as_json({"store": store_name(url)}) if as_json_ else click.echo(
-                f"Ready: {store_name(url)}"
-            )
-            return
-        made = opened.create_table()
-    finally:
-        opened.close()
+    if not isinstance(opened, DynamoDBStore):
+        as_json({"store": store_name(url)}) if as_json_ else click.echo(f"Ready: {store_name(url)}")
+        return
+    made = opened.create_table()
     if as_json_:
         as_json(
             {

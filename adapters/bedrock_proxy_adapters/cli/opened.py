@@ -1,5 +1,7 @@
 """The store that a command works on."""
 
+import click
+
 from bedrock_proxy.errors import ConfigurationError
 from bedrock_proxy.store import Store
 from bedrock_proxy_adapters.config import Settings, open_store, store_path
@@ -26,7 +28,7 @@ def existing_store(url: str | None = None) -> Store:
 
 def lasting_store(url: str) -> Store:
     """
-    The store that *url* names; made if it is not there.
+    The store that *url* names; made if it is not there, and closed when the command ends.
 
     Raises:
         ConfigurationError: It cannot be opened, or would be gone when the command ends.
@@ -36,7 +38,9 @@ def lasting_store(url: str) -> Store:
             "BEDROCK_PROXY_STORE is memory:, which nothing outlives; name a database, for "
             "example sqlite:///bedrock-proxy.db."
         )
-    return open_store(url)
+    store = open_store(url)
+    click.get_current_context().call_on_close(store.close)
+    return store
 
 
 def target_store(url: str, *, dry_run: bool) -> Store:

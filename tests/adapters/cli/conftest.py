@@ -1,7 +1,8 @@
 """The command, as an operator runs it: in a folder of its own, on a database there."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,9 @@ def run(database: Path) -> Run:
 
 
 @pytest.fixture
-def store(database: Path) -> SqliteStore:
-    return SqliteStore(database)
+def store(database: Path) -> Iterator[SqliteStore]:
+    with contextlib.closing(SqliteStore(database)) as made:
+        yield made
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """``bedrock-proxy customers``: what an operator can do, and is told."""
 
+import contextlib
 import time
 
 import pytest
@@ -133,9 +134,9 @@ def test_a_token_can_be_given_an_end(run: Run, store: SqliteStore, ann: dict[str
     ).json
     day = 86_400_000
     assert owner(store, added["token"]) is not None
-    later = SqliteStore(store.path)
-    assert owner(later, added["token"], now() + 2 * day + 1_000) is None
-    assert owner(later, ann["token"], now() + 2 * day + 1_000) is not None
+    with contextlib.closing(SqliteStore(store.path)) as later:
+        assert owner(later, added["token"], now() + 2 * day + 1_000) is None
+        assert owner(later, ann["token"], now() + 2 * day + 1_000) is not None
 
 
 def test_a_customer_has_up_to_four_tokens(run: Run, ann: dict[str, str]) -> None:
@@ -190,9 +191,9 @@ def test_I12_revoking_wants_a_key_where_there_are_several(
     assert 2 == both.code
     said = run("customers", "revoke-token", ann["customer_id"], "--key", ann["key_id"], "--json")
     assert {"customer_id": ann["customer_id"], "revoked": [ann["key_id"]]} == said.json
-    fresh = SqliteStore(store.path)
-    assert owner(fresh, ann["token"]) is None
-    assert owner(fresh, second["token"]) is not None
+    with contextlib.closing(SqliteStore(store.path)) as fresh:
+        assert owner(fresh, ann["token"]) is None
+        assert owner(fresh, second["token"]) is not None
     assert 0 == run("customers", "revoke-token", ann["customer_id"]).code, "one is left: no doubt"
     assert () == store.list_keys(ann["customer_id"])
 
