@@ -8,7 +8,6 @@ fits it differs in the characters of one JSON string alone, so its parts are kno
 """
 
 import json
-import re
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping
 from struct import Struct
@@ -21,8 +20,7 @@ WRAPPER: Final = b'{"bytes":"'
 """What stands before the document of a chunk (AWS, Bedrock API reference, ``PayloadPart``)."""
 
 _PADDING: Final = b',"p":"'
-_REST: Final = re.compile(rb'(?:,"p":"[0-9A-Za-z]+")?\}')
-"""The same, as all that may follow the document of a chunk."""
+"""What may stand between a document and its closing brace begins so, and ends with a quote."""
 
 _checksum_at: Final = CHECKSUM.unpack_from
 _MOST_PRELUDES: Final = 1_024
@@ -102,11 +100,13 @@ class Pattern:
                 break
             body = at + before - 4
             if self._wrapped:
-                close = octets.find(b'"', body, end)
-                if close < 0 or _REST.fullmatch(octets, close + 1, end) is None:
+                encoded, _, after = octets[body:end].partition(b'"')
+                if after != b"}" and not (
+                    after[:6] == _PADDING and after[-2:] == b'"}' and after[6:-2].isalnum()
+                ):
                     break
                 try:
-                    rest = a2b_base64(octets[body:close], strict_mode=True)
+                    rest = a2b_base64(encoded, strict_mode=True)
                 except ValueError:
                     break
             else:
