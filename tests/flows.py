@@ -119,6 +119,9 @@ class Time:
     def now(self) -> Instant:
         return Instant(START + round((self.monotonic - 1_000.0) * 1000), self.monotonic)
 
+    def seconds(self) -> float:
+        return self.monotonic
+
     def pause(self, at_most: float) -> None:
         self.paused.append(at_most)
         self.monotonic += at_most

@@ -69,6 +69,9 @@ class SystemClock:
     def now(self) -> Instant:
         return Instant(time.time_ns() // 1_000_000, time.monotonic())
 
+    def seconds(self) -> float:
+        return time.monotonic()
+
 
 class SleepingPause:
     """Waits on the calling thread."""

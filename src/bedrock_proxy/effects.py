@@ -333,8 +333,11 @@ class Follow(Read):
 
     __slots__ = ()
 
-    def turn(self, piece: bytes, now: Instant) -> bytes | Fed:
-        """What to say to *piece*, which came *now*: that is when the next is waited for from."""
+    def turn(self, piece: bytes, at: float) -> bytes | Fed:
+        """
+        What to say to *piece*, which came *at* (seconds, of the monotonic clock): from then on
+        the next is waited for.
+        """
         raise NotImplementedError(type(self).__name__)
 
 

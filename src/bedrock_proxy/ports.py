@@ -58,6 +58,10 @@ class Clock(Protocol):
         """The time, now."""
         ...
 
+    def seconds(self) -> float:
+        """``now().monotonic`` alone: seconds from an arbitrary start."""
+        ...
+
 
 class Pause(Protocol):
     """Waits."""

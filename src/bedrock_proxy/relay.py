@@ -78,7 +78,7 @@ def _relay_pieces(course: Course, reply: UpstreamReply, translation: Translation
         got: bytes | Signal | Fed
         if course.quiet_since is None and translation.heard and now.monotonic < steady.until:
             course.quiet_since = now.monotonic
-            steady.now = now
+            steady.since = now.monotonic
             try:
                 got = yield steady
             except UpstreamUnreachable as failure:
@@ -86,10 +86,10 @@ def _relay_pieces(course: Course, reply: UpstreamReply, translation: Translation
                 raise
             if got is SILENCE:
                 yield b""
-                got = yield from _piece(course, translation, reply, steady.now)
+                got = yield from _piece(course, translation, reply, steady.since)
                 steady.look_ahead()
         else:
-            got = yield from _piece(course, translation, reply, now)
+            got = yield from _piece(course, translation, reply, now.monotonic)
             steady.look_ahead()
         if isinstance(got, bytes):
             out = translation.feed(got)
@@ -128,7 +128,7 @@ def _relay_pieces(course: Course, reply: UpstreamReply, translation: Translation
 
 
 def _piece(
-    course: Course, translation: Translation, reply: UpstreamReply, begun: Instant
+    course: Course, translation: Translation, reply: UpstreamReply, begun: float
 ) -> Flow[bytes | Signal]:
     """The next piece, or END, however long that takes."""
     got = yield from _heard(course, translation, partial(Read, reply), begun)
@@ -142,10 +142,10 @@ class _Steady(Follow):
 
     Attributes:
         until: From when on (monotonic) something may be: a renewal, or the longest duration.
-        now: Since when the piece that is waited for has been.
+        since: Since when (monotonic) the piece that is waited for has been.
     """
 
-    __slots__ = ("_course", "_feed", "_translation", "now", "until")
+    __slots__ = ("_course", "_feed", "_translation", "since", "until")
 
     def __init__(self, course: Course, reply: UpstreamReply, translation: Translation) -> None:
         rules = course.rules
@@ -154,7 +154,7 @@ class _Steady(Follow):
         self._translation = translation
         self._feed = translation.feed
         self.until = 0.0
-        self.now = course.arrived
+        self.since = course.arrived.monotonic
 
     def look_ahead(self) -> None:
         """Find out anew when something is due."""
@@ -163,18 +163,16 @@ class _Steady(Follow):
         last = course.arrived.monotonic + rules.max_duration - self.within
         self.until = min(course.renewed_at + rules.lease_ms / 2000, last)
 
-    def turn(self, piece: bytes, now: Instant) -> bytes | Fed:
+    def turn(self, piece: bytes, at: float) -> bytes | Fed:
         """
         What a turn of the flow does with a piece, where that is to say what has come of it and
         to read on; see :class:`~bedrock_proxy.effects.Follow`.
         """
         out = self._feed(piece)
         translation = self._translation
-        at = now.monotonic
         if not out or at >= self.until or translation.ended or translation.fault is not None:
             return Fed(out)
-        self._course.quiet_since = at
-        self.now = now
+        self._course.quiet_since = self.since = at
         return out
 
 
@@ -228,18 +226,18 @@ def _heard(
     course: Course,
     translation: Translation,
     effect: Callable[[float], Effect[T | Literal[Signal.SILENCE]]],
-    begun: Instant | None = None,
+    begun: float | None = None,
 ) -> Flow[T]:
     """
     What comes next from upstream; pings, renewals and timeouts while it does not come.
 
     Args:
-        begun: Since when it has been waited for; from now on, where None.
+        begun: Since when it has been waited for (monotonic); from now on, where None.
     """
     rules = course.rules
     now: Instant = yield NOW
     if begun is None:
-        begun = now
+        begun = now.monotonic
     patience = rules.first_byte_timeout if not translation.heard else rules.idle_timeout
     while True:
         at = now.monotonic
@@ -247,7 +245,7 @@ def _heard(
             yield from renew(course, now)
         if course.quiet_since is None:
             course.quiet_since = at
-        if at - begun.monotonic >= patience:
+        if at - begun >= patience:
             late = faults.stalled if translation.heard else faults.first_byte_late
             course.failed(error := late(patience), Outcome.TIMEOUT)
             raise error
@@ -265,7 +263,7 @@ def _heard(
                 yield b""
         within = min(
             rules.ping_every - (at - course.quiet_since),
-            patience - (at - begun.monotonic),
+            patience - (at - begun),
             rules.max_duration - (at - course.arrived.monotonic),
             rules.lease_ms / 2000,
         )

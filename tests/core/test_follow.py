@@ -59,7 +59,7 @@ class Passing:
             got = follow.reply.read(follow.within)
             if not isinstance(got, bytes):
                 return got
-            out = follow.turn(got, conversation.world.time.now())
+            out = follow.turn(got, conversation.world.time.monotonic)
             if not isinstance(out, bytes):
                 return out
             lucky = self.lucky.pop() if self.lucky else True

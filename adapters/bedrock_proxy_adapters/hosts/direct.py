@@ -36,6 +36,10 @@ class Audible(Protocol):
         """Call *hear* when ``poll`` has something to give: SILENCE after *within* seconds."""
         ...
 
+    def listen_on(self, within: float) -> None:
+        """The same caller, for the same time, from now on."""
+        ...
+
     def deafen(self) -> None:
         """Call nobody any more."""
         ...
@@ -55,7 +59,7 @@ class Direct:
     """
 
     __slots__ = (
-        "_context", "_follow", "_loop", "_now", "_parked", "_reasons", "_reply", "_send", "_task",
+        "_context", "_follow", "_loop", "_parked", "_reasons", "_reply", "_send", "_task", "_time",
     )  # fmt: skip
 
     def __init__(
@@ -66,7 +70,7 @@ class Direct:
         task: "asyncio.Task[None]",
     ) -> None:
         self._reasons = passage.interrupts.reasons
-        self._now = passage.ports.clock.now
+        self._time = passage.ports.clock.seconds
         self._send = send
         self._loop = loop
         self._task = task
@@ -105,13 +109,13 @@ class Direct:
             if (
                 type(answer) is bytes
             ):  # the last piece is the flow's: more than a turn depends on it
-                said = follow.turn(answer, self._now())
+                said = follow.turn(answer, self._time())
                 if not isinstance(said, bytes):
                     answer = said
                 elif self._reasons or not self._sent(said):
                     answer = Fed(said)
                 else:
-                    reply.listen(self._hear, follow.within)
+                    reply.listen_on(follow.within)
                     return
         except BaseException as error:  # noqa: BLE001 -- it is the flow's to hear
             parked.set_exception(error.with_traceback(None))  # this frame knows *parked*

@@ -178,6 +178,17 @@ class Reply:
             self._timer = self._loop.call_at(deadline, self._tick)
             self._timer_at = deadline
 
+    def listen_on(self, within: float) -> None:
+        """
+        Call the same one for *within* seconds from now on: not less than what :meth:`listen` was
+        given, so that its timer will do.
+        """
+        self._late = False
+        self._deadline = self._time() + within
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._deadline, self._tick)
+            self._timer_at = self._deadline
+
     def deafen(self) -> None:
         """Call nobody any more."""
         self._hear = None
