@@ -10,11 +10,10 @@ fits it differs in the characters of one JSON string alone, so its parts are kno
 import json
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping
-from struct import Struct
 from typing import Final
 from zlib import crc32
 
-from bedrock_proxy.eventstream import CHECKSUM, MAX_FRAME, HeaderValue
+from bedrock_proxy.eventstream import CHECKSUM, MAX_FRAME, PRELUDE, HeaderValue
 
 WRAPPER: Final = b'{"bytes":"'
 """What stands before the document of a chunk (AWS, Bedrock API reference, ``PayloadPart``)."""
@@ -40,8 +39,8 @@ class Pattern:
     """
 
     __slots__ = (
-        "_around", "_begin", "_cut", "_end", "_front", "_head", "_plain",
-        "_prefix", "_tail", "_wrapped", "headers", "index",
+        "_around", "_begin", "_end", "_frame", "_head", "_header_size", "_preludes", "_tail",
+        "headers", "index",
     )  # fmt: skip
 
     def __init__(
@@ -61,17 +60,17 @@ class Pattern:
         self._begin = len(head)
         self._end = -len(tail)
         self._around = len(head) + len(tail)
-        self._wrapped = wrapped
         # What of the head stands in every payload as it is: base64 turns three octets into four.
         plain = len(head) // 3 * 3 if wrapped else len(head)
-        self._plain = plain
-        self._prefix = head[plain:]
-        self._cut = len(head) - plain
         wire = WRAPPER + b2a_base64(head[:plain], newline=False) if wrapped else head
-        front = Struct(f">III{len(block) + len(wire)}s")
-        preludes: dict[int, int] = {}
-        before = front.size + CHECKSUM.size
-        self._front = (front.unpack_from, before, len(block), block + wire, preludes)
+        known = block + wire
+        rest = PRELUDE.size + len(known)
+        cut = len(head) - plain
+        self._frame = (
+            known, rest, head[plain:], cut, tail, -len(tail), cut + len(tail) + 1, plain, wrapped,
+        )  # fmt: skip
+        self._header_size = len(block)
+        self._preludes: dict[bytes, int] = {}
 
     def texts(self, octets: bytes) -> tuple[list[str], int]:
         """
@@ -81,26 +80,19 @@ class Pattern:
         """
         found: list[str] = []
         at = 0
-        unpack, before, header_size, known, preludes = self._front
-        prefix, cut, tail, tail_begin = self._prefix, self._cut, self._tail, self._end
-        least = cut + len(tail) + 1
         left = len(octets)
-        while left > before:
-            total, length, checksum, begin = unpack(octets, at)
-            if begin != known or length != header_size or not before < total <= left:
+        preludes = self._preludes
+        known, begin, prefix, cut, tail, tail_begin, least, plain, wrapped = self._frame
+        while left > begin:
+            prelude = octets[at : at + 12]
+            total = preludes.get(prelude) or self._length(prelude)
+            if not begin < total <= left:
                 break
-            if preludes.get(total) != checksum:
-                sound = crc32(octets[at : at + 8]) == checksum and total <= MAX_FRAME
-                if not sound or len(preludes) >= _MOST_PRELUDES:
-                    break
-                preludes[total] = checksum
-            end = at + total - 4
-            # Goes on from the prelude's checksum, as the decoder does.
-            if crc32(octets[at + 8 : end], checksum) != _checksum_at(octets, end)[0]:
+            frame = octets[at : at + total]
+            if frame[12:begin] != known or crc32(frame[:-4]) != _checksum_at(frame, total - 4)[0]:
                 break
-            body = at + before - 4
-            if self._wrapped:
-                encoded, _, after = octets[body:end].partition(b'"')
+            if wrapped:
+                encoded, _, after = frame[begin:-4].partition(b'"')
                 if after != b"}" and not (
                     after[:6] == _PADDING and after[-2:] == b'"}' and after[6:-2].isalnum()
                 ):
@@ -110,8 +102,8 @@ class Pattern:
                 except ValueError:
                     break
             else:
-                payload = octets[body - self._plain : end]
-                rest = payload[self._plain : max(end_of(payload), 0)]
+                payload = frame[begin - plain : -4]
+                rest = payload[plain : max(end_of(payload), 0)]
             if len(rest) < least or not rest.startswith(prefix) or not rest.endswith(tail):
                 break
             text = _text(rest[cut:tail_begin])
@@ -121,6 +113,15 @@ class Pattern:
             at += total
             left -= total
         return found, at
+
+    def _length(self, prelude: bytes) -> int:
+        """The length of a frame that begins so; 0 unless it is sound and its headers may fit."""
+        total, size, checksum = PRELUDE.unpack(prelude)
+        if size != self._header_size or total > MAX_FRAME or crc32(prelude[:8]) != checksum:
+            return 0
+        if len(self._preludes) < _MOST_PRELUDES:
+            self._preludes[prelude] = total
+        return int(total)
 
     def text(self, document: bytes) -> str | None:
         """The text in *document*; None unless it fits."""

@@ -11,7 +11,7 @@ import random
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
-from typing import Any, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 from bedrock_proxy import front
 from bedrock_proxy.drive import adrive
@@ -36,6 +36,8 @@ within one).
 
 _USUAL_NAME = 40
 """Bytes of a header's name up to which it is remembered."""
+
+_SENT: Final = object()
 
 _DISCARDED = 256 * 1024
 """Bytes of an unwanted body that are read away, so that the refusal can be heard."""
@@ -248,9 +250,9 @@ class _Exchange:
             else:
                 sending = self._begin(said)
             begun = sending.__await__()
-            waits_for = next(begun)
-        except StopIteration:
-            return True
+            waits_for = next(begun, _SENT)  # no exception is made to say so
+            if waits_for is _SENT:
+                return True
         except Exception as error:  # noqa: BLE001 -- it is raised where it is awaited
             self._begun = _raised(error)
         else:
