@@ -298,11 +298,12 @@ class Proxy:
             return True
 
     def leave(self, passage: "Passage", *, stream: bool, drain: bool) -> None:
-        with self._quiet:
+        with self._lock:
             self._passages.discard(passage)
             self._streams -= stream
             self._drains -= drain
-            if not self._passages:
+            # Only who stops waits for it.
+            if self._stopping and not self._passages:
                 self._quiet.notify_all()
 
 

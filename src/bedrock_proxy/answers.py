@@ -8,7 +8,7 @@ model's parts without HTTP in between.
 import json
 from binascii import a2b_base64
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
 from bedrock_proxy import faults
 from bedrock_proxy.errors import ProxyError
@@ -200,15 +200,18 @@ _JSON: Final = json.JSONDecoder()
 
 def _loads(document: bytes) -> Json:
     """``json.loads``, without its ways to find out which encoding an object is in."""
+    value: Json
     if document.startswith(b'{"'):
         try:
             text = document.decode()
         except UnicodeDecodeError:
-            return cast("Json", json.loads(document))
-        value, end = _JSON.raw_decode(text)
-        if end == len(text):
-            return cast("Json", value)
-    return cast("Json", json.loads(document))
+            pass
+        else:
+            value, end = _JSON.raw_decode(text)
+            if end == len(text):
+                return value
+    value = json.loads(document)
+    return value
 
 
 class StreamedAnswer:

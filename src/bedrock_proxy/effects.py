@@ -4,7 +4,7 @@ and says which port answers it and how.
 """
 
 from collections.abc import Generator
-from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from bedrock_proxy.admission import AdmissionRequest, Grant, Lease, Refusal
 from bedrock_proxy.customers import TokenOwner
@@ -55,8 +55,8 @@ Flow: TypeAlias = Generator[Said, Any, R]
 
 def ask(effect: Effect[R]) -> Flow[R]:
     """Ask for *effect* and return its reply, or raise its error."""
-    reply = yield effect
-    return cast("R", reply)
+    reply: R = yield effect
+    return reply
 
 
 class Now(Effect[Instant]):

@@ -22,7 +22,8 @@ from bedrock_proxy.rules import Rules
 from bedrock_proxy.store import every_row
 from bedrock_proxy.usage import Basis, Outcome, UsageRecord
 from bedrock_proxy_adapters.hosts import direct
-from bedrock_proxy_adapters.hosts.asgi import _Exchange, _Watcher, asgi_app
+from bedrock_proxy_adapters.hosts.asgi import _Exchange, asgi_app
+from bedrock_proxy_adapters.hosts.watching import Watcher
 from bedrock_proxy_adapters.proxy import Passage, Proxy
 from bedrock_proxy_adapters.stores.memory import MemoryStore
 from bedrock_proxy_adapters.upstream.replies import Reply
@@ -400,7 +401,7 @@ def test_L5_what_has_ended_is_gone_without_the_collector(way: str) -> None:
             await one()
         await asyncio.sleep(0.05)
 
-    kinds = (Passage, Reply, Course, StreamedAnswer, direct.Direct, Ports, _Exchange, _Watcher)
+    kinds = (Passage, Reply, Course, StreamedAnswer, direct.Direct, Ports, _Exchange, Watcher)
     gc.collect()
     before = [each for each in gc.get_objects() if isinstance(each, kinds)]  # other tests'
     known = {id(each) for each in before}
@@ -412,6 +413,27 @@ def test_L5_what_has_ended_is_gone_without_the_collector(way: str) -> None:
         assert not left, [type(each).__name__ for each in left]
     finally:
         gc.enable()
+
+
+def test_S02_a_client_that_leaves_is_noticed_on_each_event_loop_that_serves() -> None:
+    app: Any = None
+
+    async def run() -> None:
+        nonlocal app
+        exchange = Exchange(disconnect="cancel")
+        if app is None:
+            app = exchange.app
+        else:  # the first loop's application, on another
+            app._proxy = exchange.proxy
+            app._faces = None
+            exchange.app = app
+        await exchange.begin()
+        await asyncio.sleep(0.15)
+        exchange.left.set()
+        assert (await exchange.row()).outcome is Outcome.CLIENT_GONE
+
+    asyncio.run(run())
+    asyncio.run(run())
 
 
 def test_resumed_hands_on_what_its_task_hears() -> None:

@@ -20,6 +20,7 @@ from bedrock_proxy.http import Head, Headers, Request
 from bedrock_proxy.ports import Answer, PortKind
 from bedrock_proxy_adapters.hosts.direct import Audible, Direct, Resumed
 from bedrock_proxy_adapters.hosts.paths import below
+from bedrock_proxy_adapters.hosts.watching import Watcher, Watchers
 from bedrock_proxy_adapters.proxy import Faces, Passage, Proxy, new_request_id
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -27,12 +28,6 @@ Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-_WATCHED_AFTER = 0.1
-"""
-Seconds after which a client that left is listened for (RELIABILITY.md, S02: it is noticed
-within one).
-"""
 
 _USUAL_NAME = 40
 """Bytes of a header's name up to which it is remembered."""
@@ -69,6 +64,7 @@ class Application:
         self.blocks = True
         self._pool: ThreadPoolExecutor | None = None
         self._held: set[asyncio.Task[None]] = set()
+        self._watchers: Watchers | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -125,17 +121,21 @@ class Application:
             faces = self._faces = self.faces()
             ports = (faces.store, faces.gate, faces.ledger, faces.upstream, faces.pause)
             self.blocks = any(port.kind == "blocking" for port in ports)
+        loop = asyncio.get_running_loop()
+        watchers = self._watchers
+        if watchers is None or watchers.loop is not loop:
+            watchers = self._watchers = Watchers(loop)
         request = to_request(scope, self._proxy.base_path, new_request_id())
         body = _Body(receive)
         passage = self._proxy.passage(request, body, self._faces)
-        watcher = body.watcher = _Watcher(receive, passage)
+        watcher = body.watcher = Watcher(receive, passage, watchers)
         http1 = scope.get("http_version", "1.1").startswith("1")
-        exchange = _Exchange(self, passage, body, send, self._proxy.write_timeout, http1)
-        flow = asyncio.create_task(exchange.run())
+        exchange = _Exchange(self, passage, body, send, self._proxy.write_timeout, http1, loop)
+        flow = loop.create_task(exchange.run())
         self._held.add(flow)
         # Not asyncio.shield, which costs as much as the task: this waits for the task to end,
         # and being cancelled is none of the task's business either.
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[None] = loop.create_future()
         flow.add_done_callback(partial(self._let_go, waiter))
         try:
             await waiter
@@ -183,6 +183,7 @@ class _Exchange:
         send: Send,
         write_timeout: float,
         http1: bool,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._app = app
         self._passage = passage
@@ -197,7 +198,7 @@ class _Exchange:
         self._left: int | None = None  # bytes of a reply of known length still to come
         self._complete = False
         self._timer: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._direct: Direct | None = None
         self._begun: Awaitable[None] | None = None
 
@@ -332,7 +333,7 @@ class _Body:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._started = False
-        self.watcher: _Watcher | None = None
+        self.watcher: Watcher | None = None
 
     async def receive(self, limit: int, within: float) -> bytes:
         self._started = True
@@ -410,49 +411,6 @@ async def _kept(asked: asyncio.Future[Any]) -> Any:
         if (error := asked.exception()) is not None:
             raise error from None
         raise
-
-
-class _Watcher:
-    """
-    Listens for the client to leave, once the body is in and the answer takes its time.
-
-    A task for each short answer would cost more than what it could notice: an answer that
-    is out sooner is out whether anybody listens or not.
-    """
-
-    def __init__(self, receive: Receive, passage: Passage) -> None:
-        self._receive = receive
-        self._passage = passage
-        self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._ended = False
-
-    def begin(self) -> None:
-        """The body is in: nothing but a disconnect can come now."""
-        if not self._ended:
-            self._timer = asyncio.get_running_loop().call_later(_WATCHED_AFTER, self._start)
-
-    def end(self) -> None:
-        """The answer is out, or nobody is left to serve it."""
-        self._ended = True
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
-
-    def _start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._listen())
-
-    async def _listen(self) -> None:
-        while True:
-            try:
-                message = await self._receive()
-            except Exception:  # noqa: BLE001 -- a receive that fails has nobody at its other end
-                self._passage.leave()
-                return
-            if message["type"] == "http.disconnect":
-                self._passage.leave()
-                return
 
 
 def to_request(scope: Scope, base_path: str, request_id: str) -> Request:

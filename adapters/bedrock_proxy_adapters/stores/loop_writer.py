@@ -222,7 +222,8 @@ class LoopWriter:
             self._do(asked[begin : begin + MAX_GROUP])
 
     def _do(self, asked: list[Job[Any]]) -> None:
-        group = [job for job in asked if not _is_done(job)]  # cancelled meanwhile
+        # Some may have been cancelled meanwhile.
+        group = [job for job in asked if job.future is None or not job.future.done()]
         if not group:
             return
         done = None
@@ -232,8 +233,11 @@ class LoopWriter:
             self._hand_over(group)
             return
         outcomes, changed = done
-        later = [outcome for outcome in outcomes if outcome[0].durable]
-        arrive([outcome for outcome in outcomes if not outcome[0].durable] if later else outcomes)
+        later: list[Outcome] = []
+        at_once: list[Outcome] = []
+        for outcome in outcomes:
+            (later if outcome[0].durable else at_once).append(outcome)
+        arrive(at_once)
         if later:
             self._later += later
             self._be_patient([job for job, _, _ in later])
@@ -275,7 +279,3 @@ class LoopWriter:
             give_up(self._waiting.popleft()[1])
         if self._waiting:
             self._patience = self._loop.call_at(self._waiting[0][0], self._give_up)
-
-
-def _is_done(job: Job[Any]) -> bool:
-    return job.future is not None and job.future.done()

@@ -105,6 +105,7 @@ class Transactions:
 
     def __init__(self, path: Path, ticket_path: Path, synchronous: str = "FULL") -> None:
         self._path = path
+        self._name = os.fspath(path)
         self._ticket_path = ticket_path
         self._synchronous = synchronous
         self._ticket: Ticket | None = None
@@ -185,7 +186,7 @@ class Transactions:
 
     def _opened(self) -> sqlite3.Connection:
         # Somebody who moves the file away must not leave us writing to a nameless one.
-        inode = os.stat(self._path).st_ino  # noqa: PTH116 -- twice as fast, at every commit
+        inode = os.stat(self._name).st_ino  # noqa: PTH116 -- twice as fast, at every commit
         if self._connection is None or inode != self._inode:
             self._close()
             self._connection = schema.connect(self._path, synchronous=self._synchronous)
