@@ -11,13 +11,17 @@ in, bytes out. Whatever is not that wakes the task.
 import asyncio
 from collections.abc import Callable, Generator
 from contextvars import copy_context
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from bedrock_proxy.effects import Fed, Follow
 from bedrock_proxy.ports import Answer, Signal
 from bedrock_proxy_adapters.proxy import Passage
 
 T = TypeVar("T")
+
+_current_task: Final = asyncio.current_task
+_enter_task: Final = asyncio._enter_task
+_leave_task: Final = asyncio._leave_task
 
 
 class Audible(Protocol):
@@ -106,9 +110,8 @@ class Direct:
         answer: bytes | Fed | Signal | None
         try:
             answer = reply.poll()
-            if (
-                type(answer) is bytes
-            ):  # the last piece is the flow's: more than a turn depends on it
+            # The last piece is the flow's: more than a turn depends on it.
+            if type(answer) is bytes:
                 said = follow.turn(answer, self._time())
                 if not isinstance(said, bytes):
                     answer = said
@@ -125,13 +128,13 @@ class Direct:
 
     def _sent(self, said: bytes) -> bool:
         loop, task = self._loop, self._task
-        if asyncio.current_task(loop) is not None:
+        if _current_task(loop) is not None:
             return False  # somebody else's step; this one's own will come
-        asyncio._enter_task(loop, task)
+        _enter_task(loop, task)
         try:
             return self._context.run(self._send, said)
         finally:
-            asyncio._leave_task(loop, task)
+            _leave_task(loop, task)
 
 
 class Resumed(Generic[T]):
