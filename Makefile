@@ -6,15 +6,17 @@
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
+# The other versions of Python that we say we run on, for test-pythons.
+PYTHONS ?= python3.12 python3.13
 PYTEST ?= $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench profile wheel lambda-zip clean \
+.PHONY: help demo test test-slow test-pythons lint bench profile wheel lambda-zip clean \
 	.lint-style .lint-mypy .lint-pyright .test-servers
 
 help:
 	@sed -n '2,4p' Makefile | sed 's/^# *//'
-	@echo "  also: make lint, test-slow, bench, profile, wheel, lambda-zip, clean"
+	@echo "  also: make lint, test-slow, test-pythons, bench, profile, wheel, lambda-zip, clean"
 
 $(VENV)/.venv-made:
 	@sh scripts/make-venv "$(PYTHON)" "$(VENV)"
@@ -57,6 +59,15 @@ test: $(VENV)/.dev-installed
 
 test-slow: $(VENV)/.dev-installed
 	$(PYTEST) -m slow -o timeout=7200 $(ARGS)
+
+# An environment of its own for each version: .venv-python3.12 and so on.
+test-pythons:
+	@for python in $(PYTHONS); do \
+		venv=.venv-$$(basename $$python); \
+		$(MAKE) --no-print-directory VENV=$$venv PYTHON=$$python $$venv/.dev-installed && \
+		$$venv/bin/python -m pytest -p no:cacheprovider tests/core tests/contracts tests/hosts \
+			tests/adapters $(ARGS) || exit 1; \
+	done
 
 bench: $(VENV)/.dev-installed
 	$(BIN)/python -m benchmarks $(ARGS)
