@@ -61,11 +61,11 @@ def run(proxy: "Proxy", listener: socket.socket) -> None:
     Raises:
         ConfigurationError: uvicorn is not installed.
     """
-    from bedrock_proxy_adapters.hosts.asgi import asgi_app
+    from bedrock_proxy_adapters.hosts.asgi import Application
 
     logging.getLogger("bedrock_proxy").addHandler(logging.StreamHandler())
     _allow_files()
-    server = server_for(asgi_app(proxy))
+    server = server_for(Application(proxy, holds=False))
     # What was loaded by now stays for good: the collector need not walk it again and again. It
     # looks less often, too: requests leave few cycles behind.
     gc.collect()

@@ -2,7 +2,8 @@
 The ASGI host: two pure translations and a loop, no framework (ASGI 3.0, HTTP 2.3).
 
 Each flow runs in a task of its own, held by this host; the server's task only waits on
-it, so that neither a disconnect nor a cancellation can take a flow down with it. Only
+it, so that neither a disconnect nor a cancellation can take a flow down with it (under our own
+server, which cancels nothing, it runs in the server's). Only
 ``receive()`` tells that a client has left: a watcher listens to it all along.
 """
 
@@ -54,12 +55,17 @@ class Application:
     """
     See :func:`asgi_app`.
 
+    Args:
+        holds: Whether each flow has a task of its own, held here. A server that cancels no task
+            of a request before its loop ends (uvicorn) lets us do without.
+
     Attributes:
         blocks: Whether any port may have to be called on a thread.
     """
 
-    def __init__(self, proxy: Proxy) -> None:
+    def __init__(self, proxy: Proxy, *, holds: bool = True) -> None:
         self._proxy = proxy
+        self._holds = holds
         self._faces: Faces | None = None
         self.blocks = True
         self._pool: ThreadPoolExecutor | None = None
@@ -131,6 +137,19 @@ class Application:
         watcher = body.watcher = Watcher(receive, passage, watchers)
         http1 = scope.get("http_version", "1.1").startswith("1")
         exchange = _Exchange(self, passage, body, send, self._proxy.write_timeout, http1, loop)
+        try:
+            if self._holds:
+                await self._hold(exchange, passage, loop)
+            else:
+                await exchange.run()
+        finally:
+            watcher.end()
+            body.watcher = None
+
+    async def _hold(
+        self, exchange: "_Exchange", passage: Passage, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """Run *exchange* in a task of its own; to be cancelled here means that the client left."""
         flow = loop.create_task(exchange.run())
         self._held.add(flow)
         # Not asyncio.shield, which costs as much as the task: this waits for the task to end,
@@ -144,9 +163,6 @@ class Application:
             if not flow.done():
                 passage.leave()
             raise
-        finally:
-            watcher.end()
-            body.watcher = None
 
     def _let_go(self, waiter: "asyncio.Future[None]", flow: "asyncio.Task[None]") -> None:
         self._held.discard(flow)
