@@ -211,7 +211,7 @@ def _ended(course: Course, translation: Translation) -> Flow[bytes]:
 def _finished(course: Course, translation: Translation) -> bytes:
     """The last bytes of the answer, once all of it has been read."""
     course.read_out = True
-    return b"" if translation.fault is not None else translation.finish()
+    return translation.finish()
 
 
 def _unreachable(course: Course, failure: UpstreamUnreachable) -> Flow[None]:

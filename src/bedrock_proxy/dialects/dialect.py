@@ -64,7 +64,7 @@ class Translation(Protocol):
         ...
 
     def finish(self) -> bytes:
-        """The upstream has ended: the last bytes, or a ``fault``."""
+        """The upstream has ended: the last bytes, or a ``fault``. After one there are none."""
         ...
 
     def fail(self, error: ProxyError) -> bytes:
