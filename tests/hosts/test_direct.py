@@ -22,7 +22,7 @@ from bedrock_proxy.rules import Rules
 from bedrock_proxy.store import every_row
 from bedrock_proxy.usage import Basis, Outcome, UsageRecord
 from bedrock_proxy_adapters.hosts import direct
-from bedrock_proxy_adapters.hosts.asgi import _Exchange, asgi_app
+from bedrock_proxy_adapters.hosts.asgi import Application, _Exchange
 from bedrock_proxy_adapters.hosts.watching import Watcher
 from bedrock_proxy_adapters.proxy import Passage, Proxy
 from bedrock_proxy_adapters.stores.memory import MemoryStore
@@ -57,7 +57,9 @@ async def nothing(message: dict[str, Any]) -> None:
 class Exchange:
     """One request to the host, with a client that the test writes."""
 
-    def __init__(self, hook: Hook = nothing, rules: Rules | None = None, **more: Any) -> None:
+    def __init__(
+        self, hook: Hook = nothing, rules: Rules | None = None, holds: bool = True, **more: Any
+    ) -> None:
         self.store = MemoryStore()
         self.store.create_customer(
             Customer(id="c1", name="T", email="t@example.com", limits=UNLIMITED, created_at=0),
@@ -66,7 +68,7 @@ class Exchange:
         self.upstream = Upstream()
         proxy: Any = Proxy
         self.proxy: Proxy = proxy(store=self.store, upstream=self.upstream, rules=rules, **more)
-        self.app = asgi_app(self.proxy)
+        self.app = Application(self.proxy, holds=holds)
         self.hook = hook
         self.sent: list[dict[str, Any]] = []
         self.left = asyncio.Event()
@@ -373,8 +375,9 @@ def test_a_piece_that_comes_in_somebody_elses_step_waits_for_its_own(passed: lis
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("way", ["whole", "left", "failed", "broken"])
-def test_L5_what_has_ended_is_gone_without_the_collector(way: str) -> None:
+@pytest.mark.parametrize("holds", [True, False], ids=["held", "not-held"])
+@pytest.mark.parametrize("way", ["whole", "slow", "left", "failed", "broken"])
+def test_L5_what_has_ended_is_gone_without_the_collector(way: str, holds: bool) -> None:
     """
     Garbage that knows itself stays in memory until the collector comes, which for what has
     lived as long as a stream is late: hundreds of megabytes later, under load.
@@ -385,10 +388,11 @@ def test_L5_what_has_ended_is_gone_without_the_collector(way: str) -> None:
             if way == "failed" and b"word 9 " in message.get("body", b""):
                 raise OSError("gone")
 
-        exchange = Exchange(hook, disconnect="cancel")
+        exchange = Exchange(hook, holds=holds, disconnect="cancel")
         reply = await exchange.begin()
+        if way in {"left", "slow"}:
+            await asyncio.sleep(0.15)  # somebody listens for it
         if way == "left":
-            await asyncio.sleep(0.15)
             exchange.left.set()
         elif way == "broken":
             reply.end((Trouble.BROKEN, "in mid-stream"))

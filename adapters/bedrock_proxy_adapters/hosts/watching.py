@@ -46,10 +46,11 @@ class Watcher:
     def end(self) -> None:
         """The answer is out, or nobody is left to serve it."""
         self._ended = True
-        if self._task is None:
+        task, self._task = self._task, None  # what ends it knows it, by its own frame
+        if task is None:
             self._watchers.drop(self)
         else:
-            self._task.cancel()
+            task.cancel()
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """It takes its time."""
