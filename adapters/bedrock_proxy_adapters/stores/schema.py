@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -208,7 +209,9 @@ def connect(path: Path, *, create: bool = False, synchronous: str = "FULL") -> s
     try:
         if create:
             connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-        connection.execute("PRAGMA journal_mode = WAL")
+            _begin_log(connection)
+        else:
+            connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         pages = CHECKPOINT_BYTES // PAGE_BYTES if synchronous == "FULL" else 0
         connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
@@ -217,6 +220,20 @@ def connect(path: Path, *, create: bool = False, synchronous: str = "FULL") -> s
         connection.close()
         raise
     return connection
+
+
+def _begin_log(connection: sqlite3.Connection) -> None:
+    """Put a new file in WAL mode; SQLite itself does not wait for others who do so too."""
+    until = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+            time.sleep(0.005)
+        else:
+            return
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[str] = MIGRATIONS) -> None:

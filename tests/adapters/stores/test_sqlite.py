@@ -157,17 +157,19 @@ def test_migrations_run_in_order_once_and_whole(tmp_path: Path) -> None:
 def test_two_stores_that_open_at_once_make_the_schema_once(tmp_path: Path) -> None:
     errors: list[BaseException] = []
 
-    def make() -> None:
+    def make(path: Path) -> None:
         try:
-            SqliteStore(tmp_path / "store.db").close()
+            SqliteStore(path).close()
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=make) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    for number in range(40):  # one in a hundred met a lock that SQLite does not wait for
+        path = tmp_path / f"{number}.db"
+        threads = [threading.Thread(target=make, args=(path,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert errors == []
 
 
