@@ -176,8 +176,8 @@ def file_system_of(folder: Path, mountinfo: str) -> str | None:
 PAGE_BYTES: Final = 1024
 """
 The size of a new file's pages. A commit writes every page that it touched, eight or so, and of
-each only a row is new: small pages are a third less to write. A file keeps the size it was made
-with.
+each only a row is new: with small pages it takes a third less time. A file keeps the size it was
+made with.
 """
 
 CHECKPOINT_BYTES: Final = 4 * 1024 * 1024
@@ -213,7 +213,9 @@ def connect(path: Path, *, create: bool = False, synchronous: str = "FULL") -> s
         else:
             connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
-        pages = CHECKPOINT_BYTES // PAGE_BYTES if synchronous == "FULL" else 0
+        # Files of earlier versions have pages of another size.
+        size: int = connection.execute("PRAGMA page_size").fetchone()[0]
+        pages = CHECKPOINT_BYTES // size if synchronous == "FULL" else 0
         connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
         connection.execute("PRAGMA foreign_keys = ON")
     except BaseException:

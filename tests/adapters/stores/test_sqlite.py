@@ -102,6 +102,8 @@ def test_a_new_file_has_small_pages_and_an_old_one_keeps_its_own(tmp_path: Path)
         store.close()
         with contextlib.closing(schema.connect(path)) as connection:
             assert connection.execute("PRAGMA page_size").fetchone() == (size,)
+            pages = connection.execute("PRAGMA wal_autocheckpoint").fetchone()[0]
+            assert pages * size == schema.CHECKPOINT_BYTES
 
 
 MOUNTS = """\
