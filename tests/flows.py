@@ -414,6 +414,18 @@ def ask_claude(stream: bool = True, **more: object) -> bytes:
     ).encode()
 
 
+def whole_claude(text: str = "Hello.", input_tokens: int = 10, output_tokens: int = 2) -> bytes:
+    """The body of an answer that is no stream."""
+    return json.dumps(
+        {
+            "type": "message",
+            "content": [{"type": "text", "text": text}],
+            "stop_reason": "end_turn",
+            "usage": {"input_tokens": input_tokens, "output_tokens": output_tokens},
+        }
+    ).encode()
+
+
 def converse(
     world: World, body: bytes | None = None, *headers: tuple[str, str], **options: Any
 ) -> Conversation:

@@ -93,6 +93,7 @@ class Pattern:
                 break
             if wrapped:
                 encoded, _, after = frame[begin:-4].partition(b'"')
+                # As `end_of` tells it, written out: calling it costs three per cent of an event.
                 if after != b"}" and not (
                     after[:6] == _PADDING and after[-2:] == b'"}' and after[6:-2].isalnum()
                 ):

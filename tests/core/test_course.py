@@ -24,6 +24,7 @@ from tests.flows import (
     frame,
     request,
     text_of,
+    whole_claude,
 )
 
 from bedrock_proxy.drive import Deadline, Gone, Shutdown
@@ -164,14 +165,7 @@ def test_S03_a_client_that_has_all_the_text_and_skips_the_rest_was_served() -> N
 
 @pytest.mark.parametrize("cuts", [False, True])
 def test_S01_a_plain_call_whose_client_left_is_billed_for_what_it_used(cuts: bool) -> None:
-    answer = json.dumps(
-        {
-            "type": "message",
-            "content": [{"type": "text", "text": "Hello"}],
-            "stop_reason": "end_turn",
-            "usage": {"input_tokens": 5, "output_tokens": 6},
-        }
-    ).encode()
+    answer = whole_claude("Hello", 5, 6)
     world = World()
     conversation = Conversation(world, request(), ask_claude(False))
     world.answers([lambda: conversation.interrupts.post(Gone(cuts=cuts)), 16.0, answer])

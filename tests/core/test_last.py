@@ -2,8 +2,6 @@
 A piece that is known to be the last (``Last``) gives what the same piece and END after it give.
 """
 
-import json
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,14 +15,7 @@ from bedrock_proxy.ports import Last, UpstreamHead
 from bedrock_proxy.rules import Rules
 from bedrock_proxy.usage import Outcome
 
-ANSWER = json.dumps(
-    {
-        "type": "message",
-        "content": [{"type": "text", "text": "Hello."}],
-        "stop_reason": "end_turn",
-        "usage": {"input_tokens": 10, "output_tokens": 2},
-    }
-).encode()
+ANSWER = flows.whole_claude()
 
 
 def asked(
