@@ -329,7 +329,26 @@ def with_another_prelude_checksum(sound: bytes) -> bytes:
     return message + crc32(sound[12:-4], crc32(wrong.to_bytes(4, "big"), wrong)).to_bytes(4, "big")
 
 
+def summed(prelude: bytes, rest: bytes, checksum: int | None = None) -> bytes:
+    """A frame of *rest* behind the two lengths in *prelude*, its checksums right unless given."""
+    said = crc32(prelude) if checksum is None else checksum
+    message = prelude + said.to_bytes(4, "big") + rest
+    return message + crc32(message).to_bytes(4, "big")
+
+
+def with_a_wrong_prelude_checksum(sound: bytes) -> bytes:
+    """A frame whose own checksum is right, also of its prelude's, which is not."""
+    return summed(sound[:8], sound[12:-4], crc32(sound[:8]) ^ 1)
+
+
+def with_another_header_length(sound: bytes) -> bytes:
+    """A frame whose checksums are right, and which says that its headers are shorter."""
+    shorter = int.from_bytes(sound[4:8], "big") - 1
+    return summed(sound[:4] + shorter.to_bytes(4, "big"), sound[12:-4])
+
+
 EVENT = hello("again")
+ENCODED = base64.b64encode(EVENT)
 
 
 @pytest.mark.parametrize(
@@ -337,6 +356,22 @@ EVENT = hello("again")
     [
         (CLAUDE, with_another_prelude_checksum(chunk(EVENT))),
         (None, with_another_prelude_checksum(delta(b"again"))),
+        (CLAUDE, with_a_wrong_prelude_checksum(chunk(EVENT))),
+        (None, with_a_wrong_prelude_checksum(delta(b"again"))),
+        (CLAUDE, with_another_header_length(chunk(EVENT))),
+        (None, with_another_header_length(delta(b"again"))),
+        (CLAUDE, frame("chunX", b'{"bytes":"%b"}' % ENCODED)),
+        (CLAUDE, frame("chunk", b'{"bytes":"%b"}' % ENCODED, "evenX")),
+        (None, frame("contentBlockDeltX", b'{"contentBlockIndex":0,"delta":{"text":"again"}}')),
+        (CLAUDE, chunk(EVENT.replace(b"block_delta", b"block_deltX"))),
+        (CLAUDE, chunk(EVENT.replace(b"text_delta", b"text_deltX"))),
+        (CLAUDE, frame("chunk", b'{"Xytes":"%b"}' % ENCODED)),
+        (CLAUDE, frame("chunk", b'{"bytes":"%babcdefxyz"}' % (ENCODED + b'"'))),
+        (CLAUDE, frame("chunk", b'{"bytes":"%b","q":"abc"}' % ENCODED)),
+        (CLAUDE, frame("chunk", b'{"bytes":"%b","p":"abc]]' % ENCODED)),
+        (CLAUDE, frame("chunk", b'{"bytes":"%b","p":"abc"]' % ENCODED)),
+        (CLAUDE, frame("chunk", b'{"bytes":"%b","p":"}' % ENCODED)),
+        (CLAUDE, frame("chunk", b'{"bytes":"%b!%b"}' % (ENCODED[:-4], ENCODED[-4:]))),
         (CLAUDE, chunk(EVENT[:-1] + b"]")),
         (CLAUDE, chunk(EVENT[:-2] + b"x}")),
         (CLAUDE, chunk(EVENT.replace(b'"again"', b"'again\""))),
@@ -387,6 +422,18 @@ def test_frames_that_look_like_the_last_need_no_decoder(
     answer.feed(said[1])
     assert not scanned
     assert answer.frames == 5
+
+
+def test_a_frame_that_is_too_long_is_left_to_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, longer = chunk(hello("Hello")), chunk(hello("Hello"), "p" * 400)
+    answer = fast(CLAUDE)
+    answer.feed(known)
+    pattern = answer._pattern
+    assert pattern is not None
+    monkeypatch.setattr(patterns, "MAX_FRAME", len(known))
+    assert pattern.texts(known + longer) == (["Hello"], len(known))
+    monkeypatch.undo()
+    assert pattern.texts(known + longer) == (["Hello", "Hello"], len(known + longer))
 
 
 @pytest.mark.parametrize("model", [CLAUDE, None], ids=["invoke", "converse"])
