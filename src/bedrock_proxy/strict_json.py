@@ -6,6 +6,9 @@ is a way to make two parsers see two different requests (RELIABILITY.md, M46 to 
 """
 
 import json
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Final, NoReturn, cast
 
 from bedrock_proxy.errors import ClientFault
@@ -13,6 +16,11 @@ from bedrock_proxy.parts import Json
 
 MAX_DEPTH: Final = 64
 """Nested arrays and objects; model bodies need about ten."""
+
+# JSON's own white space (RFC 8259, section 2); ``\s`` would take more for it.
+_OPENED: Final = re.compile(r"[ \t\n\r]*\{[ \t\n\r]*(?=\")")
+_COLON: Final = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
+_AFTER: Final = re.compile(r"[ \t\n\r]*([,}])[ \t\n\r]*")
 
 
 def parse_object(body: bytes) -> dict[str, Json]:
@@ -22,6 +30,71 @@ def parse_object(body: bytes) -> dict[str, Json]:
     Raises:
         ClientFault: ``invalid_request``, with a sentence that says what is wrong.
     """
+    return _parsed(body, _decoded)
+
+
+class Source:
+    """
+    A JSON object that knows how it was written: what is passed on of it is passed on in the very
+    words of its sender, whatever a number or a string of it may look like.
+
+    Attributes:
+        members: The object.
+
+    Raises:
+        ClientFault: As :func:`parse_object`.
+    """
+
+    __slots__ = ("_places", "_text", "members")
+
+    def __init__(self, body: bytes) -> None:
+        self._text = ""
+        self._places: dict[str, tuple[int, int]] = {}
+        self.members = _parsed(body, self._read)
+
+    def only(self, names: Iterable[str]) -> bytes:
+        """The object with those of its members alone, each as it was written."""
+        text, places = self._text, self._places
+        return f"{{{','.join([text[slice(*places[name])] for name in names])}}}".encode()
+
+    def _read(self, text: str) -> Json:
+        self._text = text
+        opened = _OPENED.match(text)
+        if opened is not None:
+            with suppress(StopIteration):  # which is how the scanner says that there is no value
+                members = self._read_members(text, opened.end())
+                if members is not None:
+                    return members
+        return _decoded(text)  # no members, no object, or nothing that is JSON: it says which
+
+    def _read_members(self, text: str, at: int) -> dict[str, Json] | None:
+        """Those that begin *at* a place; None where anything else is met."""
+        members: dict[str, Json] = {}
+        places = self._places
+        seen = 0
+        while text.startswith('"', at):
+            begin = at
+            name, at = cast("tuple[str, int]", _scan(text, at))
+            colon = _COLON.match(text, at)
+            if colon is None:
+                return None
+            members[name], at = _scan(text, colon.end())
+            places[name] = (begin, at)
+            seen += 1
+            after = _AFTER.match(text, at)
+            if after is None:
+                return None
+            at = after.end()
+            if after[1] == "}":
+                if at < len(text):
+                    return None
+                if len(members) < seen:
+                    raise _twice()
+                return members
+        return None
+
+
+def _parsed(body: bytes, read: Callable[[str], Json]) -> dict[str, Json]:
     if not body:
         raise ClientFault("The request has no body; send a JSON object.")
     if body.startswith(b"\xef\xbb\xbf"):
@@ -31,7 +104,7 @@ def parse_object(body: bytes) -> dict[str, Json]:
     except UnicodeDecodeError as error:
         raise ClientFault(f"The request body is not valid UTF-8 at byte {error.start}.") from None
     try:
-        value = _decoded(text)
+        value = read(text)
     except json.JSONDecodeError as error:
         raise ClientFault(
             f"The request body is not valid JSON: {error.msg} at line {error.lineno} "
@@ -89,8 +162,12 @@ def _too_deep() -> ClientFault:
 def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise ClientFault("The request body has an object with the same key twice.")
+        raise _twice()
     return members
+
+
+def _twice() -> ClientFault:
+    return ClientFault("The request body has an object with the same key twice.")
 
 
 def _finite(literal: str) -> float:
@@ -107,3 +184,8 @@ def _constant(literal: str) -> NoReturn:
 _DECODER: Final = json.JSONDecoder(
     object_pairs_hook=_unique, parse_float=_finite, parse_constant=_constant
 )
+_scan: Final[Callable[[str, int], tuple[Json, int]]] = _DECODER.scan_once  # type: ignore[attr-defined]
+"""
+The value that begins at a place of a text, and where it ends: ``raw_decode`` without the frame of
+Python around it.
+"""

@@ -46,18 +46,18 @@ def streamed(frames: list[bytes], *headers: tuple[str, str], **options: Any) -> 
 
 def test_modelId_names_the_model_and_is_removed() -> None:
     call = upstream('{"modelId": "a.b", "prompt": "x"}')
-    assert (call.model_id, call.body) == ("a.b", b'{"prompt":"x"}')
+    assert (call.model_id, call.body) == ("a.b", b'{"prompt": "x"}')
 
 
 def test_without_modelId_model_names_the_model_and_is_removed() -> None:
     call = upstream('{"prompt": "x", "model": "a.b"}')
-    assert (call.model_id, call.body) == ("a.b", b'{"prompt":"x"}')
+    assert (call.model_id, call.body) == ("a.b", b'{"prompt": "x"}')
 
 
 def test_beside_modelId_model_stays() -> None:
     call = upstream('{"model": "openai.gpt-oss-20b", "modelId": "openai.gpt-oss-20b-1:0", "n": 1}')
     assert call.model_id == "openai.gpt-oss-20b-1:0"
-    assert call.body == b'{"model":"openai.gpt-oss-20b","n":1}'
+    assert call.body == b'{"model": "openai.gpt-oss-20b","n": 1}'
 
 
 def test_a_modelId_that_names_nothing_is_not_replaced_by_model() -> None:
@@ -76,7 +76,7 @@ def test_a_modelId_that_names_nothing_is_not_replaced_by_model() -> None:
 )
 def test_stream_chooses_the_operation_and_is_removed(stream: str, operation: Operation) -> None:
     call = upstream(f'{{"modelId": "a.b", {stream}"prompt": "x"}}')
-    assert (call.operation, call.body) == (operation, b'{"prompt":"x"}')
+    assert (call.operation, call.body) == (operation, b'{"prompt": "x"}')
 
 
 @pytest.mark.parametrize("model", ["cohere.command-text-v14", "cohere.command-light-text-v14",
@@ -86,12 +86,12 @@ def test_where_the_models_own_body_has_stream_it_stays_in_its_place(
     model: str, stream: str
 ) -> None:
     call = upstream(f'{{"a": 1, "stream": {stream}, "modelId": "{model}", "b": 2}}')
-    assert call.body == b'{"a":1,"stream":%b,"b":2}' % stream.encode()
+    assert call.body == b'{"a": 1,"stream": %b,"b": 2}' % stream.encode()
     assert call.operation.streams is (stream == "true")
 
 
 def test_a_body_of_such_a_model_without_stream_is_not_given_one() -> None:
-    assert upstream('{"modelId": "cohere.command-text-v14", "a": 1}').body == b'{"a":1}'
+    assert upstream('{"modelId": "cohere.command-text-v14", "a": 1}').body == b'{"a": 1}'
 
 
 def test_command_r_has_no_stream_of_its_own() -> None:
@@ -101,13 +101,13 @@ def test_command_r_has_no_stream_of_its_own() -> None:
 @pytest.mark.parametrize("choice", ["text", "full"])
 def test_stream_events_is_removed(choice: str) -> None:
     body = f'{{"modelId": "a.b", "stream_events": "{choice}", "stream": true, "x": 1}}'
-    assert upstream(body).body == b'{"x":1}'
+    assert upstream(body).body == b'{"x": 1}'
 
 
-def test_the_rest_keeps_its_values_and_its_order() -> None:
+def test_the_rest_goes_in_its_senders_own_words() -> None:
     rest = (
-        '{"z":1,"a":[1,2.5,-0.0,1e-07,12345678901234567890,true,null],'
-        '"t":"\u00e4\u20ac\U0001f600\u2028\\n\\u0000\\"\\\\",'
+        '{"z":1,"a" :\t[1,2.50,-0.0,1E-7,1.0e+2,12345678901234567890,true , null],'
+        '"u":"\\u00e4\\ud83d\\ude00\\/","t":"\u00e4\u20ac\U0001f600\u2028\\n\\u0000\\"\\\\",'
         '"e":{},"l":[],"":{"b":1,"a":{"y":1,"x":2}}}'
     )
     assert upstream('{"modelId":"a.b",' + rest[1:]).body == rest.encode()

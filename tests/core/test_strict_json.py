@@ -1,13 +1,15 @@
 """The strict JSON front: rows M46 to M61 of RELIABILITY.md, on the body alone."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bedrock_proxy.errors import ClientFault, Code
-from bedrock_proxy.strict_json import MAX_DEPTH, parse_object
+from bedrock_proxy.parts import Json
+from bedrock_proxy.strict_json import MAX_DEPTH, Source, parse_object
 
 REFUSED = {
     "M46 empty": b"",
@@ -46,10 +48,19 @@ REFUSED = {
 }
 
 
+def source_members(body: bytes) -> dict[str, Json]:
+    return Source(body).members
+
+
+READERS = pytest.mark.parametrize("read", [parse_object, source_members])
+Read = Callable[[bytes], dict[str, Json]]
+
+
+@READERS
 @pytest.mark.parametrize("body", REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_not_one_strict_json_object_is_a_400(body: bytes) -> None:
+def test_what_is_not_one_strict_json_object_is_a_400(body: bytes, read: Read) -> None:
     with pytest.raises(ClientFault) as caught:
-        parse_object(body)
+        read(body)
     assert (caught.value.code, caught.value.status) == (Code.INVALID_REQUEST, 400)
     assert caught.value.message.endswith(".")
 
@@ -95,9 +106,67 @@ def test_any_json_object_is_read_as_the_standard_library_reads_it(
     assert json.loads(body) == parse_object(body)
 
 
-@given(st.binary(max_size=60))
-def test_garbage_is_read_or_refused_and_nothing_else(body: bytes) -> None:
+OBJECTS = st.dictionaries(
+    st.text(st.characters(exclude_categories=["Cs"])), JSON_VALUES, max_size=5
+)
+BLANKS = st.text(" \t\n\r", max_size=2)
+
+
+@st.composite
+def written(draw: st.DrawFn) -> tuple[dict[str, object], str, dict[str, str]]:
+    """An object, a way to write it, and how each of its members is written there."""
+    value = draw(OBJECTS)
+    members: dict[str, str] = {}
+    for name, member in value.items():
+        indent = draw(st.none() | st.just(1))
+        ascii_only = draw(st.booleans())
+        said = json.dumps(member, ensure_ascii=ascii_only, indent=indent)
+        key = json.dumps(name, ensure_ascii=ascii_only)
+        members[name] = f"{key}{draw(BLANKS)}:{draw(BLANKS)}{said}"
+    inside = ",".join([f"{draw(BLANKS)}{said}{draw(BLANKS)}" for said in members.values()])
+    return value, f"{draw(BLANKS)}{{{inside or draw(BLANKS)}}}{draw(BLANKS)}", members
+
+
+@given(written(), st.data())
+def test_any_of_its_members_go_on_as_they_were_written(
+    sent: tuple[dict[str, object], str, dict[str, str]], data: st.DataObject
+) -> None:
+    value, text, members = sent
+    source = Source(text.encode())
+    assert source.members == value
+    names = [name for name in members if data.draw(st.booleans())]
+    assert source.only(names) == f"{{{','.join([members[name] for name in names])}}}".encode()
+
+
+@st.composite
+def spoilt(draw: st.DrawFn) -> bytes:
+    """JSON of an object with a few characters of its own put in, taken away or exchanged."""
+    text = draw(written())[1]
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(text)))
+        put = draw(st.sampled_from([*'{}[]":,\\ \n\x0b\u20280e-.n', "", '"a":1', "NaN", '"a"']))
+        text = text[:at] + put + text[at + draw(st.integers(0, 2)) :]
+    return text.encode()
+
+
+@given(spoilt())
+def test_member_by_member_nothing_else_is_taken_or_said(body: bytes) -> None:
     try:
-        parse_object(body)
+        plain = parse_object(body)
+    except ClientFault as fault:
+        with pytest.raises(ClientFault) as caught:
+            Source(body)
+        assert caught.value.message == fault.message
+    else:
+        source = Source(body)
+        assert repr(source.members) == repr(plain)
+        assert repr(parse_object(source.only(plain))) == repr(plain)
+
+
+@READERS
+@given(body=st.binary(max_size=60))
+def test_garbage_is_read_or_refused_and_nothing_else(read: Read, body: bytes) -> None:
+    try:
+        read(body)
     except ClientFault as fault:
         assert fault.status == 400

@@ -19,7 +19,7 @@ from bedrock_proxy.models import Family, estimate, family_of
 from bedrock_proxy.models.names import parse_model_id
 from bedrock_proxy.parts import Json, Other, Part, Stop, Text, Thinking, ToolUse, UsageReport
 from bedrock_proxy.ports import Operation, UpstreamCall, UpstreamHead
-from bedrock_proxy.strict_json import parse_object
+from bedrock_proxy.strict_json import Source
 from bedrock_proxy.usage import Usage
 
 _escaped: Final = json.encoder.encode_basestring_ascii
@@ -48,16 +48,14 @@ def error_object(error: ProxyError, request_id: str) -> dict[str, Json]:
     return said
 
 
-_compact: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
-
 class Simple:
     """The dialect; see :class:`bedrock_proxy.dialects.dialect.Dialect`."""
 
     name = "simple"
 
     def call(self, request: Request, body: bytes, operation: str, model: str | None) -> Call:  # noqa: ARG002
-        sent = parse_object(body)
+        source = Source(body)
+        sent = source.members
         name = parse_model_id(_take_model(sent))
         stream = _flag(sent, "stream")
         full = _take_choice(sent, "stream_events")
@@ -67,7 +65,7 @@ class Simple:
         upstream = UpstreamCall(
             Operation.INVOKE_STREAM if stream else Operation.INVOKE,
             name.raw,
-            _compact(sent).encode(),
+            source.only(sent),
             _JSON if stream else (*_JSON, ("accept", "application/json")),
         )
         text = body.decode()
