@@ -11,7 +11,7 @@ from bedrock_proxy.course import Course
 from bedrock_proxy.dialects.dialect import Translation
 from bedrock_proxy.drive import Deadline, Ending, Gone, insist
 from bedrock_proxy.effects import (
-    NOW,
+    SECONDS,
     Begin,
     Close,
     Flow,
@@ -24,7 +24,6 @@ from bedrock_proxy.effects import (
 from bedrock_proxy.errors import ProxyError
 from bedrock_proxy.ports import (
     END,
-    Instant,
     UpstreamHead,
     UpstreamReply,
     UpstreamUnreachable,
@@ -119,10 +118,10 @@ def _drain(course: Course, reply: UpstreamReply, translation: Translation) -> Fl
         Whether the client missed anything of it.
     """
     missed = False
-    begun: Instant = yield NOW
+    begun: float = yield SECONDS
     now = begun
     while translation.fault is None:
-        left = course.rules.drain - (now.monotonic - begun.monotonic)
+        left = course.rules.drain - (now - begun)
         if left <= 0:
             return True
         yield from renew(course, now)
@@ -151,5 +150,5 @@ def _drain(course: Course, reply: UpstreamReply, translation: Translation) -> Fl
                 return True
         except Ending:
             return True  # the server is stopping, or the host's time is up
-        now = yield NOW
+        now = yield SECONDS
     return True

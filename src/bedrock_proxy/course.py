@@ -12,10 +12,7 @@ from bedrock_proxy.customers import Key
 from bedrock_proxy.dialects.dialect import Call, Translation
 from bedrock_proxy.errors import ProxyError
 from bedrock_proxy.http import Headers, Request
-from bedrock_proxy.ports import (
-    Instant,
-    UpstreamHead,
-)
+from bedrock_proxy.ports import Instant, UpstreamHead
 from bedrock_proxy.rules import Rules
 from bedrock_proxy.usage import NOTHING_SAID, Basis, Outcome, State, Usage, UsageRecord
 
@@ -72,8 +69,8 @@ class Course:
         """The response headers that belong to the customer: limits, deprecation."""
         return (*limits.headers(self.states), *limits.deprecation(self.key))
 
-    def record(self, now: Instant) -> UsageRecord:
-        """The ledger row."""
+    def record(self, now: float) -> UsageRecord:
+        """The ledger row of a request that has ended *now* (seconds, monotonic)."""
         usage, basis = self._usage()
         call = self.call
         wanted = self.lease.request
@@ -89,7 +86,7 @@ class Course:
             operation=wanted.operation,
             stream=call.stream,
             admitted_at=wanted.at,
-            duration_ms=max(0, round((now.monotonic - self.arrived.monotonic) * 1000)),
+            duration_ms=max(0, round((now - self.arrived.monotonic) * 1000)),
             first_byte_ms=None if first is None else max(0, round(first * 1000)),
             attempts=self.attempts,
             input_tokens=usage.input_tokens or 0,

@@ -15,10 +15,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, ClassVar, Final
 
-from bedrock_proxy.effects import NOW, Effect, Flow, Open
+from bedrock_proxy.effects import SECONDS, Effect, Flow, Open
 from bedrock_proxy.errors import BedrockProxyError, ClientFault, Code, ProxyError, Unavailable
 from bedrock_proxy.http import Head
-from bedrock_proxy.ports import Answer, Instant, Ports, UpstreamReply
+from bedrock_proxy.ports import Answer, Ports, UpstreamReply
 
 
 class Interruption(BedrockProxyError):
@@ -201,7 +201,7 @@ async def adrive(
     perform: Callable[[Effect[Any]], Answer[Any]],
     emit: Callable[[Head | bytes], Awaitable[None] | None],
     interrupts: Interrupts,
-    now: Callable[[], Instant],
+    seconds: Callable[[], float],
 ) -> ProxyError | None:
     """
     Run *flow* on any event loop. What cannot be had or done at once is awaited; what is at hand
@@ -212,7 +212,7 @@ async def adrive(
             for it.
         emit: Says what it says; gives what is still to be awaited of that, or None. One that
             raises means that the client cannot be reached: the flow hears :class:`Gone`.
-        now: The clock, which is asked most of all.
+        seconds: The monotonic clock, which is asked most of all.
 
     Returns:
         The terminal error the reply ended in, or None.
@@ -221,8 +221,8 @@ async def adrive(
     try:
         said = next(flow)
         while True:
-            if said is NOW:
-                said = flow.send(now())
+            if said is SECONDS:
+                said = flow.send(seconds())
                 continue
             if isinstance(said, Effect):
                 try:

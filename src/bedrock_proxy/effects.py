@@ -68,8 +68,17 @@ class Now(Effect[Instant]):
         return ports.clock.now()
 
 
-NOW: Final = Now()
-"""The one there is: it is asked at every turn of a stream (``instant = yield NOW``)."""
+class Seconds(Effect[float]):
+    """What does the monotonic clock say?"""
+
+    __slots__ = ()
+
+    def run(self, ports: Ports) -> float:
+        return ports.clock.seconds()
+
+
+SECONDS: Final = Seconds()
+"""The one there is: it is asked at every turn of a stream (``now: float = yield SECONDS``)."""
 
 
 class Wait(Effect[None]):

@@ -16,12 +16,13 @@ from bedrock_proxy.customers import CustomerStatus, TokenOwner
 from bedrock_proxy.dialects.dialect import Call, Dialect
 from bedrock_proxy.drive import Ending, Interruption, Shutdown, insist
 from bedrock_proxy.effects import (
-    NOW,
+    SECONDS,
     Admit,
     FindStanding,
     FindToken,
     Finish,
     Flow,
+    Now,
     Ready,
     ReceiveBody,
     Release,
@@ -152,7 +153,7 @@ def _internal() -> ProxyError:
 def _admitted(
     request: Request, rules: Rules, found: routes.Found, dialect: Dialect
 ) -> Flow[ProxyError | None]:
-    arrived: Instant = yield NOW
+    arrived = yield from ask(Now())
     owner = yield from _owner(request, rules, dialect, arrived)
     if found.route.gate is routes.Gate.AUTHENTICATED:
         yield from _standing(request, rules, owner, arrived)
@@ -281,7 +282,7 @@ def _finished(course: Course) -> Flow[None]:
     if course.attempts == 0:
         yield from _release(course.lease.request)
         return
-    now: Instant = yield NOW
+    now: float = yield SECONDS
     record = course.record(now)
     try:
         yield from ask(Finish(record, course.lease))

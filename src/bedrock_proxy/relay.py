@@ -13,12 +13,13 @@ from bedrock_proxy.course import Course
 from bedrock_proxy.dialects.dialect import Translation
 from bedrock_proxy.drive import Ending, insist
 from bedrock_proxy.effects import (
-    NOW,
+    SECONDS,
     Begin,
     Effect,
     Fed,
     Flow,
     Follow,
+    Now,
     Read,
     Renew,
     ask,
@@ -28,7 +29,6 @@ from bedrock_proxy.http import Head, Headers
 from bedrock_proxy.ports import (
     END,
     SILENCE,
-    Instant,
     Last,
     Signal,
     Trouble,
@@ -74,11 +74,11 @@ def _relay_pieces(course: Course, reply: UpstreamReply, translation: Translation
     """
     steady = _Steady(course, reply, translation)
     while True:
-        now: Instant = yield NOW
+        now: float = yield SECONDS
         got: bytes | Signal | Fed
-        if course.quiet_since is None and translation.heard and now.monotonic < steady.until:
-            course.quiet_since = now.monotonic
-            steady.since = now.monotonic
+        if course.quiet_since is None and translation.heard and now < steady.until:
+            course.quiet_since = now
+            steady.since = now
             try:
                 got = yield steady
             except UpstreamUnreachable as failure:
@@ -89,7 +89,7 @@ def _relay_pieces(course: Course, reply: UpstreamReply, translation: Translation
                 got = yield from _piece(course, translation, reply, steady.since)
                 steady.look_ahead()
         else:
-            got = yield from _piece(course, translation, reply, now.monotonic)
+            got = yield from _piece(course, translation, reply, now)
             steady.look_ahead()
         if isinstance(got, bytes):
             out = translation.feed(got)
@@ -235,36 +235,35 @@ def _heard(
         begun: Since when it has been waited for (monotonic); from now on, where None.
     """
     rules = course.rules
-    now: Instant = yield NOW
+    now: float = yield SECONDS
     if begun is None:
-        begun = now.monotonic
+        begun = now
     patience = rules.first_byte_timeout if not translation.heard else rules.idle_timeout
     while True:
-        at = now.monotonic
-        if (at - course.renewed_at) * 2000 >= rules.lease_ms:
+        if (now - course.renewed_at) * 2000 >= rules.lease_ms:
             yield from renew(course, now)
         if course.quiet_since is None:
-            course.quiet_since = at
-        if at - begun >= patience:
+            course.quiet_since = now
+        if now - begun >= patience:
             late = faults.stalled if translation.heard else faults.first_byte_late
             course.failed(error := late(patience), Outcome.TIMEOUT)
             raise error
-        if at - course.arrived.monotonic >= rules.max_duration:
+        if now - course.arrived.monotonic >= rules.max_duration:
             course.failed(error := _too_long(rules.max_duration), Outcome.TIMEOUT)
             raise error
-        if at - course.quiet_since >= rules.ping_every:
+        if now - course.quiet_since >= rules.ping_every:
             # Also where the model is busy with what this client does not see.
-            course.quiet_since = at
+            course.quiet_since = now
             ping = b"" if course.call.hold else translation.ping()
             if ping:
                 yield from _say(course, translation, ping)
-                course.quiet_since = at
+                course.quiet_since = now
             else:
                 yield b""
         within = min(
-            rules.ping_every - (at - course.quiet_since),
-            patience - (at - begun),
-            rules.max_duration - (at - course.arrived.monotonic),
+            rules.ping_every - (now - course.quiet_since),
+            patience - (now - begun),
+            rules.max_duration - (now - course.arrived.monotonic),
             rules.lease_ms / 2000,
         )
         try:
@@ -275,7 +274,7 @@ def _heard(
         if got is not SILENCE:
             return got
         yield b""
-        now = yield NOW
+        now = yield SECONDS
 
 
 def _say(course: Course, translation: Translation, out: bytes) -> Flow[None]:
@@ -326,9 +325,9 @@ def _say_whole(course: Course, translation: Translation, out: bytes) -> Flow[Non
 
 def _head(course: Course, headers: Headers) -> Flow[Head]:
     """The reply's head, to be said at once."""
-    now: Instant = yield NOW
+    now: float = yield SECONDS
     course.head_said = True
-    course.first_byte = now.monotonic
+    course.first_byte = now
     request = course.request
     shared = cors.headers(request, course.rules.cors_origins)
     return Head(
@@ -348,13 +347,14 @@ def _error_body(course: Course, reply: UpstreamReply, translation: Translation) 
     return body[:_MAX_ERROR_BODY]
 
 
-def renew(course: Course, now: Instant) -> Flow[None]:
-    """Keep the lease, once half its time is over."""
-    if (now.monotonic - course.renewed_at) * 2000 < course.rules.lease_ms:
+def renew(course: Course, now: float) -> Flow[None]:
+    """Keep the lease, once half its time is over; *now* in seconds (monotonic)."""
+    if (now - course.renewed_at) * 2000 < course.rules.lease_ms:
         return
-    course.renewed_at = now.monotonic
+    course.renewed_at = now
+    instant = yield from ask(Now())
     try:
-        course.lease = yield from ask(Renew(course.lease, now.epoch_ms))
+        course.lease = yield from ask(Renew(course.lease, instant.epoch_ms))
     except StoreUnavailable:
         return  # tried again at the next half; a reaper's estimate is corrected at the end
 

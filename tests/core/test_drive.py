@@ -11,14 +11,14 @@ from bedrock_proxy.drive import Deadline, Gone, Interrupts, Shutdown, adrive, dr
 from bedrock_proxy.effects import Effect, Flow, Open, ask
 from bedrock_proxy.errors import ProxyError
 from bedrock_proxy.http import Head
-from bedrock_proxy.ports import Instant, Operation, Ports, UpstreamCall
+from bedrock_proxy.ports import Operation, Ports, UpstreamCall
 
 HEAD = Head(200, ())
 NO_PORTS = cast("Ports", None)
 
 
-def now() -> Instant:
-    return Instant(0, 0.0)
+def seconds() -> float:
+    return 0.0
 
 
 @frozen
@@ -62,7 +62,7 @@ class Sink:
             await asyncio.sleep(0)
             return effect.run(NO_PORTS)
 
-        return await adrive(flow, perform, emit, self.interrupts, now)
+        return await adrive(flow, perform, emit, self.interrupts, seconds)
 
 
 @pytest.fixture(params=[False, True], ids=["drive", "adrive"])
@@ -223,7 +223,7 @@ def test_an_emit_that_fails_is_a_client_that_left() -> None:
     async def perform(effect: Effect[Any]) -> Any:
         return effect.run(NO_PORTS)
 
-    asyncio.run(adrive(flow(), perform, emit, Interrupts(), now))
+    asyncio.run(adrive(flow(), perform, emit, Interrupts(), seconds))
     assert heard == [True]
 
 
@@ -260,7 +260,7 @@ def test_a_task_that_is_torn_down_is_heard_as_what_it_is() -> None:
 
         async def emit(said: Head | bytes) -> None: ...
 
-        task = asyncio.create_task(adrive(flow(), perform, emit, Interrupts(), now))
+        task = asyncio.create_task(adrive(flow(), perform, emit, Interrupts(), seconds))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

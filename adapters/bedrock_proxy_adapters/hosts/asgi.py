@@ -204,7 +204,7 @@ class _Exchange:
         self._app = app
         self._passage = passage
         self._ports = passage.ports
-        self._now = passage.ports.clock.now
+        self._seconds = passage.ports.clock.seconds
         self._body = body
         self._send = send
         self._write_timeout = write_timeout
@@ -222,7 +222,7 @@ class _Exchange:
         passage = self._passage
         try:
             perform = self._perform if self._app.blocks else self._answer
-            await adrive(passage.flow, perform, self._emit, passage.interrupts, self._now)
+            await adrive(passage.flow, perform, self._emit, passage.interrupts, self._seconds)
             # A reply that was not finished is left so: the server then breaks the
             # connection, which is what tells the client.
             if not self._complete and not passage.has_left:

@@ -118,7 +118,7 @@ def async_answers(proxy: Proxy) -> AsyncAnswer:
                     partial(host.perform, passage=passage),
                     counter.put,
                     passage.interrupts,
-                    passage.ports.clock.now,
+                    passage.ports.clock.seconds,
                 )
             finally:
                 passage.ended()
