@@ -15,12 +15,13 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, Literal
 from urllib.parse import quote, urlsplit
 
 from bedrock_proxy import __version__
 from bedrock_proxy.errors import ConfigurationError
+from bedrock_proxy.http import Headers
 from bedrock_proxy.ports import Operation, Trouble, UpstreamCall, UpstreamUnreachable
 from bedrock_proxy_adapters.upstream.credentials import Credentials
 from bedrock_proxy_adapters.upstream.failures import trouble
@@ -194,22 +195,14 @@ class AsyncUpstream:
     def _request(self, call: UpstreamCall, keys: Keys | None) -> bytes:
         """The head of a request, as it goes on the wire."""
         path = self._path(call)
-        headers = [
-            ("host", self._authority),
-            ("content-length", str(len(call.body))),
-            ("accept-encoding", "identity"),
-            *call.headers,
-        ]
-        if not any(name == "content-type" for name, _ in call.headers):
-            headers.append(("content-type", "application/json"))
+        head, signed = _head_of(path, self._authority, call.headers)
         if self._bearer is not None:
-            headers.append(("authorization", f"Bearer {self._bearer}"))
+            added = [("authorization", f"Bearer {self._bearer}")]
         else:
             assert keys is not None
-            headers += self._signer.sign(keys, "POST", path, headers, call.body, time.time())
-        fields = "\r\n".join([f"{name}: {value}" for name, value in headers])
-        head = f"POST {path} HTTP/1.1\r\n{fields}\r\nuser-agent: {_USER_AGENT}\r\n\r\n"
-        return head.encode("latin-1")
+            added = self._signer.sign(keys, "POST", path, signed, call.body, time.time())
+        fields = "\r\n".join([f"{name}: {value}" for name, value in added])
+        return f"{head}content-length: {len(call.body)}\r\n{fields}\r\n\r\n".encode("latin-1")
 
     def _path(self, call: UpstreamCall) -> str:
         named = (call.operation, call.model_id, call.guardrail_version)
@@ -235,6 +228,19 @@ class _Way:
     def __init__(self, pool: Pool, credentials: Credentials) -> None:
         self.pool = pool
         self.credentials = credentials
+
+
+@lru_cache(maxsize=256)  # clients choose some of the headers
+def _head_of(path: str, authority: str, headers: Headers) -> tuple[str, Headers]:
+    """
+    What the heads of all calls alike begin with, and the fields of it that are signed. The
+    length is not, as in botocore: the body itself is.
+    """
+    signed: Headers = (("host", authority), ("accept-encoding", "identity"), *headers)
+    if not any(name == "content-type" for name, _ in headers):
+        signed = (*signed, ("content-type", "application/json"))
+    fields = "".join([f"{name}: {value}\r\n" for name, value in signed])
+    return f"POST {path} HTTP/1.1\r\n{fields}user-agent: {_USER_AGENT}\r\n", signed
 
 
 def _context(session: Any) -> ssl.SSLContext:

@@ -11,16 +11,22 @@ AWS API request".
 """
 
 import hmac
-from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import sha256
 from time import gmtime, strftime
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import quote
 
 from attrs import field, frozen
 
+from bedrock_proxy.http import Headers
+
 ALGORITHM: Final = "AWS4-HMAC-SHA256"
+
+_DATE: Final = "x-amz-date"
+_TOKEN: Final = "x-amz-security-token"  # noqa: S105 -- the name of a header
+_LAST: Final = "\x7f"
+"""After every name of a header."""
 
 
 @frozen
@@ -42,9 +48,36 @@ def _digest(data: bytes) -> str:
     return made.hexdigest()
 
 
-@lru_cache(maxsize=1024)
-def _encoded(path: str) -> str:
-    return quote(path, safe="/-_.~")
+class _Form(NamedTuple):
+    """
+    The canonical request of all that are sent alike: what stands before the date, between it and
+    the session's token where there is one, and after that, up to the digest of the body.
+    """
+
+    before: str
+    between: str
+    after: str
+    names: str
+
+
+@lru_cache(maxsize=256)  # clients choose some of the headers
+def _form(method: str, path: str, headers: Headers, with_token: bool) -> _Form:
+    added = [_DATE, _TOKEN] if with_token else [_DATE]
+    names = ";".join(sorted([*added, *(name for name, _ in headers)]))
+    lines = [(name, f"{name}:{' '.join(value.split())}\n") for name, value in sorted(headers)]
+    last = added[-1]
+
+    def part(first: str, end: str) -> str:
+        return "".join([line for name, line in lines if first < name < end])
+
+    # Every service but S3 wants what is encoded already to be encoded once more.
+    target = quote(path, safe="/-_.~")
+    return _Form(
+        before=f"{method}\n{target}\n\n{part('', _DATE)}{_DATE}:",
+        between=f"\n{part(_DATE, _TOKEN)}{_TOKEN}:" if with_token else "",
+        after=f"\n{part(last, _LAST)}\n{names}\n",
+        names=names,
+    )
 
 
 class Signer:
@@ -67,7 +100,7 @@ class Signer:
         keys: Keys,
         method: str,
         path: str,
-        headers: Iterable[tuple[str, str]],
+        headers: Headers,
         body: bytes,
         now: float,
     ) -> list[tuple[str, str]]:
@@ -77,18 +110,19 @@ class Signer:
 
         Args:
             path: As it goes on the wire, percent-encoded, without a query.
-            headers: All that are to be signed, ``host`` among them; names in lower case.
+            headers: All that are to be signed, ``host`` among them, each once; names in lower
+                case.
             now: Seconds since the epoch.
         """
         stamp = self._stamp_of(int(now))
-        added = [("x-amz-date", stamp)]
-        if keys.session_token is not None:
-            added.append(("x-amz-security-token", keys.session_token))
-        signed = sorted([*headers, *added])
-        names = ";".join([name for name, _ in signed])
-        fields = "\n".join([f"{name}:{' '.join(value.split())}" for name, value in signed])
-        # Every service but S3 wants what is encoded already to be encoded once more.
-        canonical = f"{method}\n{_encoded(path)}\n\n{fields}\n\n{names}\n{_digest(body)}"
+        added = [(_DATE, stamp)]
+        token = keys.session_token
+        form = _form(method, path, headers, token is not None)
+        dated = f"{form.before}{stamp}"
+        if token is not None:
+            added.append((_TOKEN, token))
+            dated = f"{dated}{form.between}{' '.join(token.split())}"
+        canonical = f"{dated}{form.after}{_digest(body)}"
         day = stamp[:8]
         scope = f"{day}/{self._region}/{self._service}/aws4_request"
         digest = _digest(canonical.encode())
@@ -96,7 +130,7 @@ class Signer:
         key = self._key(keys.secret_key, day)
         signature = hmac.digest(key, text.encode(), "sha256").hex()
         credential = f"{ALGORITHM} Credential={keys.access_key}/{scope}"
-        said = f"{credential}, SignedHeaders={names}, Signature={signature}"
+        said = f"{credential}, SignedHeaders={form.names}, Signature={signature}"
         added.append(("authorization", said))
         return added
 
