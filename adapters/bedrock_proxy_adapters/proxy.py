@@ -355,15 +355,15 @@ class Passage:
         self.interrupts = Interrupts()
         self._share = Share(proxy, faces.upstream)
         self.ports = Ports(
-            clock=proxy.clock,
-            pause=faces.pause,
-            body=body,
-            tokens=faces.store,
-            gate=faces.gate,
-            ledger=faces.ledger,
-            upstream=faces.upstream,
-            slots=self._share,
-            telemetry=proxy.telemetry,
+            proxy.clock,
+            faces.pause,
+            body,
+            faces.store,
+            faces.gate,
+            faces.ledger,
+            faces.upstream,
+            self._share,
+            proxy.telemetry,
         )
         self.flow: Flow[ProxyError | None] = exchange(request, proxy.rules, spoken)
         self._proxy = proxy

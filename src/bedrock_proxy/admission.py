@@ -84,7 +84,7 @@ class AdmissionRequest:
     lease_ms: int
 
 
-@lean(kw_only=True)
+@lean
 class Lease:
     """
     The right to one call: settled once, by whoever comes first.
@@ -112,7 +112,7 @@ class Lease:
         return self.request.cost_nanousd or 0
 
 
-@lean(kw_only=True)
+@lean
 class LimitState:
     """
     One limit as it stands after the decision.
@@ -129,7 +129,7 @@ class LimitState:
     resets_in: int
 
 
-@lean(kw_only=True)
+@lean
 class Grant:
     """The request may go; *limits* are the states after it."""
 
@@ -303,13 +303,8 @@ def decide(
     )
     if now.clock != request.at:
         request = evolve(request, at=now.clock)
-    lease = Lease(
-        request=request,
-        deadline=now.clock + request.lease_ms,
-        of_requests=of_requests,
-        of_tokens=of_tokens,
-    )
-    return Grant(lease=lease, limits=limit_states(after, limits, live + 1, now.clock)), after
+    lease = Lease(request, now.clock + request.lease_ms, of_requests, of_tokens)
+    return Grant(lease, limit_states(after, limits, live + 1, now.clock)), after
 
 
 def refused(reason: Barred, state: GateState, limits: Limits, live: int, at: int) -> Refusal:
@@ -417,40 +412,24 @@ def limit_states(state: GateState, limits: Limits, live: int, at: int) -> tuple[
         found.append(_rate_state(Limit.TOKENS_PER_MINUTE, rate, rate, now.tokens, now.clock))
     if limits.concurrency is not None:
         left = max(0, limits.concurrency - live)
-        found.append(
-            LimitState(
-                name=Limit.CONCURRENCY,
-                limit=limits.concurrency,
-                remaining=left,
-                resets_in=CONCURRENCY_RETRY_AFTER if live else 0,
-            )
-        )
+        resets_in = CONCURRENCY_RETRY_AFTER if live else 0
+        found.append(LimitState(Limit.CONCURRENCY, limits.concurrency, left, resets_in))
     caps = _caps(limits)
     if caps != _NO_BUDGETS:
         for name, cap, used in zip(_BUDGETS, caps, _used(now), strict=True):
             if cap is not None:
-                found.append(
-                    LimitState(
-                        name=name,
-                        limit=cap,
-                        remaining=max(0, cap - used),
-                        resets_in=_seconds_to_roll(name, now, at),
-                    )
-                )
+                resets_in = _seconds_to_roll(name, now, at)
+                found.append(LimitState(name, cap, max(0, cap - used), resets_in))
     return tuple(found)
 
 
 def _rate_state(name: Limit, rate: int, burst: int, bucket: Bucket, now: int) -> LimitState:
     """*rate* a minute, with its *bucket* of *burst*, at *now*."""
     if not rate:
-        return LimitState(name=name, limit=0, remaining=0, resets_in=0)
+        return LimitState(name, 0, 0, 0)
     filled = level(bucket, now)
-    return LimitState(
-        name=name,
-        limit=rate,
-        remaining=max(0, burst + (-filled // MINUTE_MS)),
-        resets_in=-(-filled // (rate * 1000)),
-    )
+    remaining = max(0, burst + (-filled // MINUTE_MS))
+    return LimitState(name, rate, remaining, -(-filled // (rate * 1000)))
 
 
 def _burst(limits: Limits) -> int | None:

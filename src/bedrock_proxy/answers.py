@@ -35,6 +35,9 @@ BYTES_PER_TOKEN: Final = 3
 """The estimate's rule (DESIGN.md section 4), for input not sent and output not reported."""
 
 
+_SAID: Final = (Text, Thinking)
+
+
 class Meter:
     """
     Whose figures count: the model's own, then Bedrock's metrics, then the HTTP headers.
@@ -65,7 +68,7 @@ class Meter:
     def saw(self, parts: Sequence[Part]) -> None:
         """Count what *parts* hold and take in what they report."""
         for part in parts:
-            if isinstance(part, Text | Thinking):
+            if isinstance(part, _SAID):
                 self.output_bytes += len(part.text.encode("utf-8", "surrogatepass"))
             elif isinstance(part, ToolUse):
                 self.output_bytes += len(part.input_json.encode("utf-8", "surrogatepass"))

@@ -356,7 +356,7 @@ class Telemetry(Protocol):
         ...
 
 
-@lean(kw_only=True)
+@lean
 class Ports:
     """Everything one flow may reach."""
 

@@ -11,13 +11,14 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Final, TypeAlias, cast
 
 from bedrock_proxy import front
 from bedrock_proxy.drive import adrive
 from bedrock_proxy.effects import Admit, Effect, Finish, Follow, Release
 from bedrock_proxy.http import Head, Headers, Request
+from bedrock_proxy.memo import Memo
 from bedrock_proxy.ports import Answer, PortKind
 from bedrock_proxy_adapters.hosts.direct import Audible, Direct, Resumed
 from bedrock_proxy_adapters.hosts.paths import below
@@ -32,6 +33,9 @@ ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _USUAL_NAME = 40
 """Bytes of a header's name up to which it is remembered."""
+
+_NAMES: Final = Memo[bytes, str](lambda field: field.decode("latin-1").lower())
+_OCTETS: Final = Memo[str, bytes](lambda name: name.encode("latin-1"))
 
 _SENT: Final = object()
 
@@ -309,7 +313,7 @@ class _Exchange:
         if not self._http1:
             # RFC 9113, section 8.2.2: HTTP/2 has no such field.
             fields = tuple([field for field in fields if field[0] != "connection"])
-        headers = [(_octets_of(name), value.encode("latin-1")) for name, value in fields]
+        headers = [(_OCTETS[name], value.encode("latin-1")) for name, value in fields]
         await self._send({"type": "http.response.start", "status": said.status, "headers": headers})
 
     def _arm(self, task: "asyncio.Task[None]", within: float) -> None:
@@ -439,7 +443,7 @@ def to_request(scope: Scope, base_path: str, request_id: str) -> Request:
     headers = tuple(
         [
             (
-                _name_of(name) if len(name) <= _USUAL_NAME else name.decode("latin-1").lower(),
+                _NAMES[name] if len(name) <= _USUAL_NAME else name.decode("latin-1").lower(),
                 value.decode("latin-1"),
             )
             for name, value in scope["headers"]
@@ -449,23 +453,13 @@ def to_request(scope: Scope, base_path: str, request_id: str) -> Request:
         # HTTP/1.0 knows no Host; some health checks still speak it.
         headers = (*headers, ("host", ""))
     return Request(
-        request_id=request_id,
-        method=scope["method"].upper(),
-        path=below(path, scope.get("root_path", ""), base_path),
-        headers=headers,
-        query=scope.get("query_string", b"").decode("latin-1"),
-        path_is_decoded=decoded,
+        request_id,
+        scope["method"].upper(),
+        below(path, scope.get("root_path", ""), base_path),
+        headers,
+        scope.get("query_string", b"").decode("latin-1"),
+        decoded,
     )
-
-
-@lru_cache(maxsize=256)  # clients choose the names: few of them, and none that is long
-def _name_of(field: bytes) -> str:
-    return field.decode("latin-1").lower()
-
-
-@lru_cache(maxsize=256)
-def _octets_of(name: str) -> bytes:
-    return name.encode("latin-1")
 
 
 def _length(headers: Headers) -> int | None:

@@ -230,7 +230,7 @@ class _Way:
         self.credentials = credentials
 
 
-@lru_cache(maxsize=256)  # clients choose some of the headers
+@lru_cache(maxsize=64)  # clients choose some of the headers, and up to 32 KiB of them
 def _head_of(path: str, authority: str, headers: Headers) -> tuple[str, Headers]:
     """
     What the heads of all calls alike begin with, and the fields of it that are signed. The

@@ -13,11 +13,11 @@ import os
 import ssl
 from collections import deque
 from contextlib import suppress
-from functools import lru_cache
 from typing import Final, cast
 
 import httptools
 
+from bedrock_proxy.memo import Memo
 from bedrock_proxy.ports import Trouble, UpstreamHead, UpstreamUnreachable
 from bedrock_proxy_adapters.upstream.replies import Reply
 
@@ -42,9 +42,7 @@ _MAX_HEAD: Final = 64 * 1024
 _FRAMING: Final = frozenset({"content-length", "transfer-encoding"})
 
 
-@lru_cache(maxsize=256)
-def _name_of(field: bytes) -> str:
-    return field.decode("latin-1").lower()
+_NAMES: Final = Memo[bytes, str](lambda field: field.decode("latin-1").lower())
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -183,7 +181,7 @@ class Connection(asyncio.BufferedProtocol):
         self._interim = status < 200
         if not self._interim and not self._excess and self._reply is not None:
             headers = tuple(
-                [(_name_of(name), value.decode("latin-1")) for name, value in self._fields]
+                [(_NAMES[name], value.decode("latin-1")) for name, value in self._fields]
             )
             self._reply.headed(UpstreamHead(status, headers))
 
@@ -202,7 +200,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _framed(self) -> bool:
         """Whether the reply's head says where its body ends."""
-        return any(_name_of(name) in _FRAMING for name, _ in self._fields)
+        return any(_NAMES[name] in _FRAMING for name, _ in self._fields)
 
     def _finished(self, reply: Reply) -> None:
         self._reply = None

@@ -60,7 +60,7 @@ class _Form(NamedTuple):
     names: str
 
 
-@lru_cache(maxsize=256)  # clients choose some of the headers
+@lru_cache(maxsize=64)  # clients choose some of the headers, and up to 32 KiB of them
 def _form(method: str, path: str, headers: Headers, with_token: bool) -> _Form:
     added = [_DATE, _TOKEN] if with_token else [_DATE]
     names = ";".join(sorted([*added, *(name for name, _ in headers)]))

@@ -82,11 +82,11 @@ def anthropic_usage(usage: Json, so_far: Usage) -> Usage:
         long = so_far.cache_write_1h_tokens
     short, long = _writes(total, short, long)
     return Usage(
-        input_tokens=count(source.get("input_tokens")),
-        output_tokens=count(source.get("output_tokens")),
-        cache_read_tokens=count(source.get("cache_read_input_tokens")),
-        cache_write_5m_tokens=short,
-        cache_write_1h_tokens=long,
+        count(source.get("input_tokens")),
+        count(source.get("output_tokens")),
+        count(source.get("cache_read_input_tokens")),
+        short,
+        long,
     )
 
 

@@ -50,8 +50,8 @@ def estimate(family: Family, body: Json) -> Usage:
         return Usage(input_tokens=0, output_tokens=0)
     text_bytes, blocks = _weigh(body)
     return Usage(
-        input_tokens=-(-text_bytes // BYTES_PER_TOKEN) + blocks * BLOCK_TOKENS,
-        output_tokens=_output(family, body) if family.reserves_output else 0,
+        -(-text_bytes // BYTES_PER_TOKEN) + blocks * BLOCK_TOKENS,
+        _output(family, body) if family.reserves_output else 0,
     )
 
 

@@ -6,7 +6,7 @@ parameters and response fields for foundation models".
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from typing import Final
 
 from attrs import evolve
@@ -47,44 +47,59 @@ def _uncounted(name: str, reserves: Reserves) -> Family:
     return Family(name, _vectors, _whole(_vectors), default_output=0, reserves=reserves)
 
 
-# Each reader's module is loaded by the first answer that needs it: a function that serves one
-# model does not wait for the others when it starts.
+def _later(load: Callable[[], Callable[[], Reader]]) -> Callable[[], Reader]:
+    """
+    A reader whose module is loaded by the first answer that needs it: a function that serves one
+    model does not wait for the others when it starts.
+    """
+    loaded = cache(load)  # an import statement looks around anew each time
+
+    def make() -> Reader:
+        return loaded()()
+
+    return make
 
 
-def _claude() -> Reader:
+@_later
+def _claude() -> Callable[[], Reader]:
     from bedrock_proxy.models.anthropic import ClaudeReader
 
-    return ClaudeReader()
+    return ClaudeReader
 
 
-def _completion() -> Reader:
+@_later
+def _completion() -> Callable[[], Reader]:
     from bedrock_proxy.models.completions import CompletionReader
 
-    return CompletionReader()
+    return CompletionReader
 
 
-def _choices() -> Reader:
+@_later
+def _choices() -> Callable[[], Reader]:
     from bedrock_proxy.models.openai import ChoicesReader
 
-    return ChoicesReader()
+    return ChoicesReader
 
 
-def _gpt_oss() -> Reader:
+@_later
+def _gpt_oss() -> Callable[[], Reader]:
     from bedrock_proxy.models.openai import ChoicesReader
 
-    return ChoicesReader(inline_reasoning=True)
+    return partial(ChoicesReader, inline_reasoning=True)
 
 
-def _by_shape() -> Reader:
+@_later
+def _by_shape() -> Callable[[], Reader]:
     from bedrock_proxy.models.shapes import ShapeReader
 
-    return ShapeReader()
+    return ShapeReader
 
 
-def _vectors() -> Reader:
+@_later
+def _vectors() -> Callable[[], Reader]:
     from bedrock_proxy.models.shapes import VectorsReader
 
-    return VectorsReader()
+    return VectorsReader
 
 
 _MAX_TOKENS: Final = ("max_tokens",)

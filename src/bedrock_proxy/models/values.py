@@ -11,6 +11,7 @@ _LARGEST: Final = 2**53
 """Beyond this JSON numbers stop being exact (RFC 8259, section 6), and no count gets there."""
 
 _LARGEST_INDEX: Final = 2**16
+_NUMBERS: Final = (int, float)
 
 
 def mapping(value: Json) -> dict[str, Json]:
@@ -40,7 +41,7 @@ def count(value: Json) -> int | None:
     """
     if type(value) is int:  # as nearly always
         return value if 0 <= value <= _LARGEST else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         return None
     # NaN fails both comparisons.
     return int(value) if 0 <= value <= _LARGEST else None
