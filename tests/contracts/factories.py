@@ -3,7 +3,7 @@ The stores that the contract suite runs against. Another store joins by adding a
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -40,6 +40,11 @@ RUNNER = asyncio.Runner()
 """The one event loop of the suite; the suite closes it."""
 
 
+async def told(ask: Callable[..., Awaitable[Any]], *given: Any) -> Any:
+    """A port's answer: it is asked on the loop on which it is awaited."""
+    return await ask(*given)
+
+
 class OnALoop(SqliteStore):
     """The native face, called from tests that know no event loop."""
 
@@ -51,16 +56,16 @@ class OnALoop(SqliteStore):
         return RUNNER.run(self._face.find_token(digest, at))
 
     def admit(self, request: AdmissionRequest) -> Grant | Refusal:
-        return RUNNER.run(self._face.admit(request))
+        return RUNNER.run(told(self._face.admit, request))
 
     def renew(self, lease: Lease, at: int) -> Lease:
-        return RUNNER.run(self._face.renew(lease, at))
+        return RUNNER.run(told(self._face.renew, lease, at))
 
     def release(self, request: AdmissionRequest) -> None:
-        RUNNER.run(self._face.release(request))
+        RUNNER.run(told(self._face.release, request))
 
     def finish(self, record: UsageRecord, lease: Lease) -> None:
-        RUNNER.run(self._face.finish(record, lease))
+        RUNNER.run(told(self._face.finish, record, lease))
 
 
 def _memory(folder: Path) -> MemoryStore:

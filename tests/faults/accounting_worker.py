@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+from tests.contracts.factories import told
 from tests.contracts.stories import NOON, ask, used
 
 from bedrock_proxy import accounts
@@ -249,10 +250,10 @@ class OnALoop(SqliteStore):
         self._runner = asyncio.Runner()
 
     def admit(self, request: AdmissionRequest) -> Grant | Refusal:
-        return self._runner.run(self._face.admit(request))
+        return self._runner.run(told(self._face.admit, request))
 
     def finish(self, record: UsageRecord, lease: Lease) -> None:
-        self._runner.run(self._face.finish(record, lease))
+        self._runner.run(told(self._face.finish, record, lease))
 
     def close(self) -> None:
         super().close()

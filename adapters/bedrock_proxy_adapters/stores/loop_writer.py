@@ -169,15 +169,18 @@ class LoopWriter:
         self._patience: asyncio.TimerHandle | None = None
         self._closed = False
 
-    async def do(self, work: Work[T], *, durable: bool) -> T:
+    def do(self, work: Work[T], durable: bool) -> "asyncio.Future[T]":
         """
-        Have *work* done and committed.
+        Have *work* done and committed; on the loop's own thread.
 
         Args:
-            durable: Whether to wait until it has reached the disk.
+            durable: Whether it is told only when it has reached the disk.
+
+        Returns:
+            What it gives, or StoreUnavailable where it could not be done, or not soon enough.
 
         Raises:
-            StoreUnavailable: It could not be done, or not soon enough.
+            StoreUnavailable: The store is closed.
         """
         if self._closed:
             raise store_unavailable()
@@ -189,7 +192,7 @@ class LoopWriter:
                 self._loop.call_soon(self._turn)
             elif self._company is None:
                 self._company = self._loop.call_later(COMPANY_S, self._turn)
-        return await future
+        return future
 
     def close(self) -> None:
         """

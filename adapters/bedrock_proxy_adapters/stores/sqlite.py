@@ -3,9 +3,10 @@ The embedded default: everything in one SQLite file, shared by the processes of 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from bedrock_proxy.admission import AdmissionRequest, GateState, Grant, Lease, Refusal
 from bedrock_proxy.customers import Customer, Key, TokenOwner
@@ -15,6 +16,9 @@ from bedrock_proxy.store import PAGE_SIZE, By, Page, UsageSum
 from bedrock_proxy.usage import UsageRecord
 from bedrock_proxy_adapters.stores import directory, gate, ledger
 from bedrock_proxy_adapters.stores.database import REAPED_AT_ONCE, Database
+from bedrock_proxy_adapters.stores.transactions import Work
+
+T = TypeVar("T")
 
 
 class SqliteStore:
@@ -217,42 +221,32 @@ class NativeSqliteStore:
 
     async def find_token(self, digest: bytes, at: int) -> TokenOwner | None:
         """See :class:`~bedrock_proxy.ports.TokenDirectory`."""
-        database = self._database
-        cached = database.owners.get(digest, at)
+        cached = self._database.owners.get(digest, at)
         if cached is not None:
             return cached or None
-        owner = await database.loop_writer().do(
-            lambda connection: directory.find_token(connection, digest), durable=False
-        )
-        return database.remember(digest, at, owner)
+        owner = await self._do(lambda connection: directory.find_token(connection, digest))
+        return self._database.remember(digest, at, owner)
 
-    async def admit(self, request: AdmissionRequest) -> Grant | Refusal:
+    def admit(self, request: AdmissionRequest) -> Awaitable[Grant | Refusal]:
         """See :class:`~bedrock_proxy.ports.Gate`."""
-        return await self._database.loop_writer().do(
-            self._database.admission(request), durable=False
-        )
+        return self._do(self._database.admission(request))
 
-    async def standing(self, customer_id: str, at: int) -> Standing:
+    def standing(self, customer_id: str, at: int) -> Awaitable[Standing]:
         """See :class:`~bedrock_proxy.ports.TokenDirectory`."""
-        return await self._database.loop_writer().do(
-            lambda connection: gate.standing(connection, customer_id, at), durable=False
-        )
+        return self._do(lambda connection: gate.standing(connection, customer_id, at))
 
-    async def renew(self, lease: Lease, at: int) -> Lease:
+    def renew(self, lease: Lease, at: int) -> Awaitable[Lease]:
         """See :class:`~bedrock_proxy.ports.Gate`."""
-        return await self._database.loop_writer().do(
-            lambda connection: gate.renew(connection, lease, at), durable=False
-        )
+        return self._do(lambda connection: gate.renew(connection, lease, at))
 
-    async def release(self, request: AdmissionRequest) -> None:
+    def release(self, request: AdmissionRequest) -> Awaitable[None]:
         """See :class:`~bedrock_proxy.ports.Gate`."""
-        await self._database.loop_writer().do(
-            lambda connection: gate.release(connection, request), durable=False
-        )
+        return self._do(lambda connection: gate.release(connection, request))
 
-    async def finish(self, record: UsageRecord, lease: Lease) -> None:
+    def finish(self, record: UsageRecord, lease: Lease) -> Awaitable[None]:
         """See :class:`~bedrock_proxy.ports.Ledger`."""
         del lease
-        await self._database.loop_writer().do(
-            lambda connection: ledger.finish(connection, record), durable=True
-        )
+        return self._do(lambda connection: ledger.finish(connection, record), durable=True)
+
+    def _do(self, work: Work[T], durable: bool = False) -> Awaitable[T]:
+        return self._database.loop_writer().do(work, durable)
