@@ -17,6 +17,12 @@ from bedrock_proxy.parts import Json
 MAX_DEPTH: Final = 64
 """Nested arrays and objects; model bodies need about ten."""
 
+MAX_MEMBERS: Final = 256
+"""
+Members of an object that are read one by one, which takes some seven times as long as within the
+decoder; a model's body has about ten.
+"""
+
 # JSON's own white space (RFC 8259, section 2); ``\s`` would take more for it.
 _OPENED: Final = re.compile(r"[ \t\n\r]*\{[ \t\n\r]*(?=\")")
 _COLON: Final = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
@@ -36,7 +42,8 @@ def parse_object(body: bytes) -> dict[str, Json]:
 class Source:
     """
     A JSON object that knows how it was written: what is passed on of it is passed on in the very
-    words of its sender, whatever a number or a string of it may look like.
+    words of its sender, whatever a number or a string of it may look like. One of more than
+    :data:`MAX_MEMBERS` is written anew.
 
     Attributes:
         members: The object.
@@ -49,12 +56,14 @@ class Source:
 
     def __init__(self, body: bytes) -> None:
         self._text = ""
-        self._places: dict[str, tuple[int, int]] = {}
+        self._places: dict[str, tuple[int, int]] | None = {}
         self.members = _parsed(body, self._read)
 
     def only(self, names: Iterable[str]) -> bytes:
         """The object with those of its members alone, each as it was written."""
         text, places = self._text, self._places
+        if places is None:
+            return _compact({name: self.members[name] for name in names}).encode()
         return f"{{{','.join([text[slice(*places[name])] for name in names])}}}".encode()
 
     def _read(self, text: str) -> Json:
@@ -65,14 +74,15 @@ class Source:
                 members = self._read_members(text, opened.end())
                 if members is not None:
                     return members
-        return _decoded(text)  # no members, no object, or nothing that is JSON: it says which
+        self._places = None
+        return _decoded(text)  # no or many members, no object, or no JSON: it says which
 
     def _read_members(self, text: str, at: int) -> dict[str, Json] | None:
-        """Those that begin *at* a place; None where anything else is met."""
+        """Those that begin *at* a place; None where they are too many, or anything else is met."""
         members: dict[str, Json] = {}
-        places = self._places
+        self._places = places = {}
         seen = 0
-        while text.startswith('"', at):
+        while seen < MAX_MEMBERS and text.startswith('"', at):
             begin = at
             name, at = cast("tuple[str, int]", _scan(text, at))
             colon = _COLON.match(text, at)
@@ -127,6 +137,9 @@ def _parsed(body: bytes, read: Callable[[str], Json]) -> dict[str, Json]:
                 "The request body holds half of a surrogate pair (\\ud800 to \\udfff alone)."
             ) from None
     return value
+
+
+_compact: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _decoded(text: str) -> Json:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bedrock_proxy.errors import ClientFault, Code
 from bedrock_proxy.parts import Json
-from bedrock_proxy.strict_json import MAX_DEPTH, Source, parse_object
+from bedrock_proxy.strict_json import MAX_DEPTH, MAX_MEMBERS, Source, parse_object
 
 REFUSED = {
     "M46 empty": b"",
@@ -136,6 +136,18 @@ def test_any_of_its_members_go_on_as_they_were_written(
     assert source.members == value
     names = [name for name in members if data.draw(st.booleans())]
     assert source.only(names) == f"{{{','.join([members[name] for name in names])}}}".encode()
+
+
+@pytest.mark.parametrize("more", [0, 1, 1_000])
+def test_many_members_are_written_anew(more: int) -> None:
+    text = ", ".join([f'"m{number}": 1.50' for number in range(MAX_MEMBERS + more)])
+    source = Source(f"{{{text}}}".encode())
+    assert len(source.members) == MAX_MEMBERS + more
+    assert source.only(["m0", "m9"]) == (
+        b'{"m0":1.5,"m9":1.5}' if more else b'{"m0": 1.50,"m9": 1.50}'
+    )
+    with pytest.raises(ClientFault, match="same key twice"):
+        Source(f'{{{text}, "m1": 2}}'.encode())
 
 
 @st.composite
