@@ -22,6 +22,7 @@ from urllib.parse import quote, urlsplit
 from bedrock_proxy import __version__
 from bedrock_proxy.errors import ConfigurationError
 from bedrock_proxy.http import Headers
+from bedrock_proxy.memo import Memo
 from bedrock_proxy.ports import Operation, Trouble, UpstreamCall, UpstreamUnreachable
 from bedrock_proxy_adapters.upstream.credentials import Credentials
 from bedrock_proxy_adapters.upstream.failures import trouble
@@ -103,7 +104,7 @@ class AsyncUpstream:
         self._ways: dict[asyncio.AbstractEventLoop, _Way] = {}
         self._last: tuple[asyncio.AbstractEventLoop | None, _Way | None] = (None, None)
         self._lock = threading.Lock()
-        self._paths: dict[tuple[Operation, str, str], str] = {}
+        self._paths = Memo(self._path_of, 1024)
 
     def open(self, call: UpstreamCall) -> Reply:
         """Begin a call, on the running event loop. Returns without waiting for the answer."""
@@ -194,7 +195,7 @@ class AsyncUpstream:
 
     def _request(self, call: UpstreamCall, keys: Keys | None) -> bytes:
         """The head of a request, as it goes on the wire."""
-        path = self._path(call)
+        path = self._paths[call.operation, call.model_id, call.guardrail_version]
         head, signed = _head_of(path, self._authority, call.headers)
         if self._bearer is not None:
             added = [("authorization", f"Bearer {self._bearer}")]
@@ -204,22 +205,15 @@ class AsyncUpstream:
         fields = "\r\n".join([f"{name}: {value}" for name, value in added])
         return f"{head}content-length: {len(call.body)}\r\n{fields}\r\n\r\n".encode("latin-1")
 
-    def _path(self, call: UpstreamCall) -> str:
-        named = (call.operation, call.model_id, call.guardrail_version)
-        path = self._paths.get(named)
-        if path is None:
-            if not call.model_id:
-                raise UpstreamUnreachable(Trouble.REJECTED, "the call names no model")
-            name = quote(call.model_id, safe="-._~")
-            if call.operation is Operation.APPLY_GUARDRAIL:
-                version = quote(call.guardrail_version, safe="-._~")
-                path = f"{self._base}/guardrail/{name}/version/{version}/apply"
-            else:
-                path = f"{self._base}/model/{name}/{_PATHS[call.operation]}"
-            if len(self._paths) >= 1024:
-                self._paths.clear()  # clients choose the names
-            self._paths[named] = path
-        return path
+    def _path_of(self, named: tuple[Operation, str, str]) -> str:
+        operation, model_id, guardrail_version = named
+        if not model_id:
+            raise UpstreamUnreachable(Trouble.REJECTED, "the call names no model")
+        name = quote(model_id, safe="-._~")
+        if operation is Operation.APPLY_GUARDRAIL:
+            version = quote(guardrail_version, safe="-._~")
+            return f"{self._base}/guardrail/{name}/version/{version}/apply"
+        return f"{self._base}/model/{name}/{_PATHS[operation]}"
 
 
 class _Way:
