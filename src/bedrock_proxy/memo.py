@@ -11,7 +11,7 @@ V = TypeVar("V")
 
 class Memo(dict[K, V]):
     """
-    What *make* gives for a key, asked for by subscript: a third of what ``lru_cache`` costs.
+    What *make* gives for a key, asked for by subscript: less than half of what ``lru_cache`` costs.
 
     Clients choose the keys, so it forgets them all once there are *size*.
     """
