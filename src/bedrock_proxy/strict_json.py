@@ -7,8 +7,7 @@ is a way to make two parsers see two different requests (RELIABILITY.md, M46 to 
 
 import json
 import re
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Collection
 from typing import Final, NoReturn, cast
 
 from bedrock_proxy.errors import ClientFault
@@ -19,14 +18,17 @@ MAX_DEPTH: Final = 64
 
 MAX_MEMBERS: Final = 256
 """
-Members of an object that are read one by one, which takes some seven times as long as within the
-decoder; a model's body has about ten.
+Members of an object that are looked at one by one, which takes some seven times as long as within
+the decoder; a model's body has about ten.
 """
 
 # JSON's own white space (RFC 8259, section 2); ``\s`` would take more for it.
-_OPENED: Final = re.compile(r"[ \t\n\r]*\{[ \t\n\r]*(?=\")")
+_BLANK: Final = " \t\n\r"
+_OPENED: Final = re.compile(r"[ \t\n\r]*\{[ \t\n\r]*")
 _COLON: Final = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
-_AFTER: Final = re.compile(r"[ \t\n\r]*([,}])[ \t\n\r]*")
+_COMMA: Final = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
+_LETTER: Final = re.compile(r"\\u00[4-7]")
+"""How an escape begins that may stand for a letter of ASCII."""
 
 
 def parse_object(body: bytes) -> dict[str, Json]:
@@ -36,75 +38,6 @@ def parse_object(body: bytes) -> dict[str, Json]:
     Raises:
         ClientFault: ``invalid_request``, with a sentence that says what is wrong.
     """
-    return _parsed(body, _decoded)
-
-
-class Source:
-    """
-    A JSON object that knows how it was written: what is passed on of it is passed on in the very
-    words of its sender, whatever a number or a string of it may look like. One of more than
-    :data:`MAX_MEMBERS` is written anew.
-
-    Attributes:
-        members: The object.
-
-    Raises:
-        ClientFault: As :func:`parse_object`.
-    """
-
-    __slots__ = ("_places", "_text", "members")
-
-    def __init__(self, body: bytes) -> None:
-        self._text = ""
-        self._places: dict[str, tuple[int, int]] | None = {}
-        self.members = _parsed(body, self._read)
-
-    def only(self, names: Iterable[str]) -> bytes:
-        """The object with those of its members alone, each as it was written."""
-        text, places = self._text, self._places
-        if places is None:
-            return _compact({name: self.members[name] for name in names}).encode()
-        return f"{{{','.join([text[slice(*places[name])] for name in names])}}}".encode()
-
-    def _read(self, text: str) -> Json:
-        self._text = text
-        opened = _OPENED.match(text)
-        if opened is not None:
-            with suppress(StopIteration):  # which is how the scanner says that there is no value
-                members = self._read_members(text, opened.end())
-                if members is not None:
-                    return members
-        self._places = None
-        return _decoded(text)  # no or many members, no object, or no JSON: it says which
-
-    def _read_members(self, text: str, at: int) -> dict[str, Json] | None:
-        """Those that begin *at* a place; None where they are too many, or anything else is met."""
-        members: dict[str, Json] = {}
-        self._places = places = {}
-        seen = 0
-        while seen < MAX_MEMBERS and text.startswith('"', at):
-            begin = at
-            name, at = cast("tuple[str, int]", _scan(text, at))
-            colon = _COLON.match(text, at)
-            if colon is None:
-                return None
-            members[name], at = _scan(text, colon.end())
-            places[name] = (begin, at)
-            seen += 1
-            after = _AFTER.match(text, at)
-            if after is None:
-                return None
-            at = after.end()
-            if after[1] == "}":
-                if at < len(text):
-                    return None
-                if len(members) < seen:
-                    raise _twice()
-                return members
-        return None
-
-
-def _parsed(body: bytes, read: Callable[[str], Json]) -> dict[str, Json]:
     if not body:
         raise ClientFault("The request has no body; send a JSON object.")
     if body.startswith(b"\xef\xbb\xbf"):
@@ -114,7 +47,7 @@ def _parsed(body: bytes, read: Callable[[str], Json]) -> dict[str, Json]:
     except UnicodeDecodeError as error:
         raise ClientFault(f"The request body is not valid UTF-8 at byte {error.start}.") from None
     try:
-        value = read(text)
+        value = _decoded(text)
     except json.JSONDecodeError as error:
         raise ClientFault(
             f"The request body is not valid JSON: {error.msg} at line {error.lineno} "
@@ -137,6 +70,55 @@ def _parsed(body: bytes, read: Callable[[str], Json]) -> dict[str, Json]:
                 "The request body holds half of a surrogate pair (\\ud800 to \\udfff alone)."
             ) from None
     return value
+
+
+def without(text: str, names: Collection[str]) -> str:
+    """
+    An object without some of its members: the others go on in the very words of their sender,
+    whatever a number or a string of them may look like. Only where a name has to be looked for
+    among more than :data:`MAX_MEMBERS` is the object written anew.
+
+    Args:
+        text: What :func:`parse_object` has read.
+        names: Of members that it has; letters and underscores.
+    """
+    literal = "\\u" not in text or _LETTER.search(text) is None
+    left = text
+    for name in names:
+        quoted = f'"{name}"'
+        # Within a string a quotation mark is escaped. So the name of a member that is not spelled
+        # with escapes stands there like this, and what stands there but once is that name.
+        alone = literal and left.count(quoted) == 1
+        begin = left.index(quoted) if alone else _find(left, name)
+        if begin is None:
+            members: dict[str, Json] = json.loads(text)
+            return _compact({key: members[key] for key in members if key not in names})
+        _, end = _scan(left, begin)
+        _, end = _scan(left, _past(_COLON, left, end))
+        comma = _COMMA.match(left, end)
+        if comma is not None:
+            left = left[:begin] + left[comma.end() :]
+        else:
+            left = left[:begin].rstrip(_BLANK).removesuffix(",") + left[end:]
+    return left
+
+
+def _find(text: str, name: str) -> int | None:
+    """Where a member's name begins that is there; None where too many are before it."""
+    at = _past(_OPENED, text, 0)
+    for _ in range(MAX_MEMBERS):
+        found, end = _scan(text, at)
+        if found == name:
+            return at
+        _, end = _scan(text, _past(_COLON, text, end))
+        at = _past(_COMMA, text, end)
+    return None
+
+
+def _past(pattern: "re.Pattern[str]", text: str, at: int) -> int:
+    found = pattern.match(text, at)
+    assert found is not None
+    return found.end()
 
 
 _compact: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

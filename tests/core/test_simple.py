@@ -57,7 +57,7 @@ def test_without_modelId_model_names_the_model_and_is_removed() -> None:
 def test_beside_modelId_model_stays() -> None:
     call = upstream('{"model": "openai.gpt-oss-20b", "modelId": "openai.gpt-oss-20b-1:0", "n": 1}')
     assert call.model_id == "openai.gpt-oss-20b-1:0"
-    assert call.body == b'{"model": "openai.gpt-oss-20b","n": 1}'
+    assert call.body == b'{"model": "openai.gpt-oss-20b", "n": 1}'
 
 
 def test_a_modelId_that_names_nothing_is_not_replaced_by_model() -> None:
@@ -86,7 +86,7 @@ def test_where_the_models_own_body_has_stream_it_stays_in_its_place(
     model: str, stream: str
 ) -> None:
     call = upstream(f'{{"a": 1, "stream": {stream}, "modelId": "{model}", "b": 2}}')
-    assert call.body == b'{"a": 1,"stream": %b,"b": 2}' % stream.encode()
+    assert call.body == b'{"a": 1, "stream": %b, "b": 2}' % stream.encode()
     assert call.operation.streams is (stream == "true")
 
 

@@ -19,7 +19,7 @@ from bedrock_proxy.models import Family, estimate, family_of
 from bedrock_proxy.models.names import parse_model_id
 from bedrock_proxy.parts import Json, Other, Part, Stop, Text, Thinking, ToolUse, UsageReport
 from bedrock_proxy.ports import Operation, UpstreamCall, UpstreamHead
-from bedrock_proxy.strict_json import Source
+from bedrock_proxy.strict_json import parse_object, without
 from bedrock_proxy.usage import Usage
 
 _escaped: Final = json.encoder.encode_basestring_ascii
@@ -54,21 +54,21 @@ class Simple:
     name = "simple"
 
     def call(self, request: Request, body: bytes, operation: str, model: str | None) -> Call:  # noqa: ARG002
-        source = Source(body)
-        sent = source.members
+        sent = parse_object(body)
+        names = tuple(sent)
         name = parse_model_id(_take_model(sent))
         stream = _flag(sent, "stream")
         full = _take_choice(sent, "stream_events")
         family = family_of(name.canonical)
         if not family.body_has_stream:
             sent.pop("stream", None)
+        text = body.decode()
         upstream = UpstreamCall(
             Operation.INVOKE_STREAM if stream else Operation.INVOKE,
             name.raw,
-            source.only(sent),
+            without(text, [name for name in names if name not in sent]).encode(),
             _JSON if stream else (*_JSON, ("accept", "application/json")),
         )
-        text = body.decode()
         request_id = request.request_id
 
         def streamed() -> Translation:
