@@ -213,7 +213,9 @@ class Proxy:
                     f"This host has no event loop, and the {name} {type(port).__name__} needs one; "
                     "use a blocking one, or mount the proxy with asgi_app."
                 )
-        return self.faces(self.store, self.upstream, SleepingPause())
+        blocking = getattr(self.upstream, "blocking", None)
+        upstream = self.upstream if blocking is None else blocking()
+        return self.faces(self.store, upstream, SleepingPause())
 
     def faces(self, store: Store, upstream: Upstream, pause: Pause) -> Faces:
         """The ports as a host calls them; *store* and *upstream* are faces of this proxy's own."""

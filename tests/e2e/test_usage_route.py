@@ -3,14 +3,16 @@
 import http.client
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.running import Running, add_customer, body
+from tests.running import TOKEN, Running, add_customer, body, served, server_environment
 
 from bedrock_proxy import tokens
 from bedrock_proxy.customers import Limits
-from bedrock_proxy_adapters.simulator import Script
+from bedrock_proxy_adapters.simulator import Script, start_in_thread
+from bedrock_proxy_adapters.stores.sqlite import SqliteStore
 
 _made: dict[str, str] = {}
 
@@ -75,3 +77,27 @@ def test_usage_is_nobody_elses_business(host: Running, token: str | None) -> Non
 def test_usage_cannot_be_posted(host: Running) -> None:
     status, headers, _ = call(host, "POST", "/v1/usage", own_token(host), b"{}")
     assert (405, "GET") == (status, headers["allow"])
+
+
+def test_to_ask_for_a_websocket_is_to_ask_for_the_page(tmp_path: Path) -> None:
+    """Whatever library for it happens to be installed: nothing here speaks it."""
+    with start_in_thread() as simulator:
+        environment = server_environment(simulator, tmp_path)
+        with served(tmp_path / "serve", environment) as port:
+            store = SqliteStore(tmp_path / "proxy.db")
+            add_customer(store)
+            store.close()
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            headers = {
+                "Authorization": f"Bearer {TOKEN}",
+                "Connection": "Upgrade",
+                "Upgrade": "websocket",
+                "Sec-WebSocket-Version": "13",
+                "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+            }
+            for _ in range(2):
+                connection.request("GET", "/v1/usage", headers=headers)
+                reply = connection.getresponse()
+                assert reply.status == 200
+                assert json.loads(reply.read())["in_flight"] == 0
+            connection.close()

@@ -157,6 +157,7 @@ def server_for(app: Any, *, announce: bool = True) -> "uvicorn.Server":
         access_log=False,
         server_header=False,
         lifespan="on",
+        ws="none",  # nothing here speaks it; a library for it may be installed all the same
         timeout_keep_alive=75,
         proxy_headers=False,  # nothing here depends on the client's address
     )

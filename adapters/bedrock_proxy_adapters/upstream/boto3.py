@@ -14,7 +14,6 @@ frees it (:mod:`.connections`). Nothing is retried here.
 import base64
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from threading import Lock, Thread
@@ -22,7 +21,7 @@ from typing import Any, Final, Literal, Protocol, cast
 
 from attrs import frozen
 
-from bedrock_proxy.errors import Code, ConfigurationError, Unavailable
+from bedrock_proxy.errors import Code, Unavailable
 from bedrock_proxy.eventstream import encode
 from bedrock_proxy.ports import (
     Operation,
@@ -37,6 +36,7 @@ from bedrock_proxy_adapters.upstream.connections import (
     hold_connections,
     hold_response,
 )
+from bedrock_proxy_adapters.upstream.endpoint import region_of
 from bedrock_proxy_adapters.upstream.failures import answer_of_error, trouble
 from bedrock_proxy_adapters.upstream.pump import READ_SIZE, BlockingReply, NativeReply, Pipe
 
@@ -85,17 +85,7 @@ def bedrock_client(
     from botocore.config import Config
 
     session = session if session is not None else boto3.Session()
-    region = (
-        region
-        or os.environ.get("AWS_REGION")
-        or os.environ.get("AWS_DEFAULT_REGION")
-        or session.region_name
-    )
-    if not region:
-        raise ConfigurationError(
-            "No AWS region is set: put the region Bedrock is to be called in into AWS_REGION, "
-            "for example AWS_REGION=us-east-1."
-        )
+    region = region or region_of(session.region_name)
     return session.client(
         "bedrock-runtime",
         region_name=region,

@@ -5,11 +5,13 @@ Hosts that give each request a thread call it through boto3. Hosts with an event
 way without threads (:mod:`.aio`) where its extra is installed, and boto3 otherwise.
 """
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+import threading
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from bedrock_proxy.ports import UpstreamCall
 from bedrock_proxy_adapters.upstream import boto3
 from bedrock_proxy_adapters.upstream.boto3 import Boto3Upstream, NativeBoto3Upstream, bedrock_client
+from bedrock_proxy_adapters.upstream.endpoint import endpoint_of, region_of
 from bedrock_proxy_adapters.upstream.pump import BlockingReply
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ class ConfiguredUpstream:
         max_streams: Calls that may be open at once; where None, what each way can hold.
         read_timeout: Seconds between bytes after which boto3's sockets give up.
 
+    Attributes:
+        region: The region it is called in.
+
     Raises:
         ConfigurationError: AWS is not configured as it should be.
     """
@@ -36,53 +41,69 @@ class ConfiguredUpstream:
     def __init__(
         self, way: Way = "auto", *, max_streams: int | None = None, read_timeout: float
     ) -> None:
-        import boto3 as sdk
         from botocore.session import Session
 
         self._session = Session()
+        self.region = region_of(self._session.get_config_variable("region"))
         self.max_streams = max_streams or boto3.MAX_STREAMS
         self.retries = boto3.OUR_RETRIES
-        self._client = bedrock_client(
-            session=sdk.Session(botocore_session=self._session),
-            max_connections=self.max_streams,
-            read_timeout=read_timeout,
-        )
-        self._threads = Boto3Upstream(
-            self._client, max_streams=self.max_streams, retries=self.retries
-        )
-        self._loops: AsyncUpstream | None = None
-        if way == "auto" and _reached_directly(self._client.meta.endpoint_url):
-            self._loops = self._without_threads(max_streams)
-
-    @property
-    def region(self) -> str:
-        """The region it is called in."""
-        return str(self._client.meta.region_name)
+        self._read_timeout = read_timeout
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._threads: Boto3Upstream | None = None
+        self._loops = self._without_threads(max_streams) if way == "auto" else None
+        if self._loops is None:
+            self.blocking()  # what is wrong with the configuration is said now
 
     def open(self, call: UpstreamCall) -> BlockingReply:
         """Begin a call; see :class:`~bedrock_proxy.ports.Upstream`."""
-        return self._threads.open(call)
+        return self.blocking().open(call)
+
+    def blocking(self) -> Boto3Upstream:
+        """The same for hosts that give each request a thread. Its client is made when first asked for."""
+        made = self._threads
+        if made is not None:
+            return made
+        import boto3 as sdk
+
+        with self._lock:
+            if self._threads is None:
+                self._client = bedrock_client(
+                    self.region,
+                    session=sdk.Session(botocore_session=self._session),
+                    max_connections=self.max_streams,
+                    read_timeout=self._read_timeout,
+                )
+                self._threads = Boto3Upstream(
+                    self._client, max_streams=self.max_streams, retries=self.retries
+                )
+            return self._threads
 
     def native(self) -> "AsyncUpstream | NativeBoto3Upstream":
         """The same for hosts with an event loop."""
-        return self._threads.native() if self._loops is None else self._loops
+        return self.blocking().native() if self._loops is None else self._loops
 
     def close(self) -> None:
         """Close every connection that is kept."""
         if self._loops is not None:
             self._loops.close()
-        self._client.close()
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
 
     def _without_threads(self, max_streams: int | None) -> "AsyncUpstream | None":
+        endpoint_url = endpoint_of(self._session, self.region)
+        if endpoint_url is None:
+            self.blocking()
+            endpoint_url = str(self._client.meta.endpoint_url)
+        if not _reached_directly(endpoint_url):
+            return None
         try:
             from bedrock_proxy_adapters.upstream.aio import MAX_STREAMS, AsyncUpstream
         except ImportError:
             return None
         return AsyncUpstream(
-            self._client.meta.endpoint_url,
-            self.region,
-            self._session,
-            max_streams=max_streams or MAX_STREAMS,
+            endpoint_url, self.region, self._session, max_streams=max_streams or MAX_STREAMS
         )
 
 
