@@ -6,7 +6,7 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ def run(proxy: "Proxy", listener: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def _for_good() -> Iterator[None]:
+def _for_good() -> Generator[None]:
     """
     What is loaded meanwhile stays: the collector need not walk it again and again, neither now,
     which takes a tenth of the time to the first answer, nor later.
