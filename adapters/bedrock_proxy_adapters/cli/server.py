@@ -6,7 +6,6 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Generator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import click
 from bedrock_proxy.errors import ConfigurationError
 from bedrock_proxy_adapters.cli.output import not_listening
 from bedrock_proxy_adapters.config import Settings, proxy_from_env, store_name
+from bedrock_proxy_adapters.loading import for_good
 
 if TYPE_CHECKING:
     import uvicorn
@@ -47,7 +47,7 @@ def serve(host: str, port: int, usage_log: bool) -> None:
 
     settings = Settings.from_env()
     with listening(host, port) as listener:
-        with _for_good():
+        with for_good():
             proxy = proxy_from_env(finished=usage_writer() if usage_log else None)
         where = store_name(settings.store)
         if where == "memory:":
@@ -65,7 +65,7 @@ def run(proxy: "Proxy", listener: socket.socket) -> None:
     """
     logging.getLogger("bedrock_proxy").addHandler(logging.StreamHandler())
     _allow_files()
-    with _for_good():
+    with for_good():
         from bedrock_proxy_adapters.hosts.asgi import Application
 
         server = server_for(Application(proxy, holds=False))
@@ -75,20 +75,6 @@ def run(proxy: "Proxy", listener: socket.socket) -> None:
     # uvicorn raises a signal once more when it has stopped, for whoever waits for it above.
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
-
-
-@contextlib.contextmanager
-def _for_good() -> Generator[None]:
-    """
-    What is loaded meanwhile stays: the collector need not walk it again and again, neither now,
-    which takes a tenth of the time to the first answer, nor later.
-    """
-    gc.disable()
-    try:
-        yield
-        gc.freeze()
-    finally:
-        gc.enable()
 
 
 def _allow_files() -> None:

@@ -41,6 +41,7 @@ from bedrock_proxy_adapters.hosts.runtime_api import (
     Stopped,
 )
 from bedrock_proxy_adapters.hosts.settlement import settling_within
+from bedrock_proxy_adapters.loading import for_good
 from bedrock_proxy_adapters.proxy import Passage, Proxy, new_request_id
 
 DEFAULT_HANDLER: Final = "bedrock_proxy_adapters.config.proxy_from_env"
@@ -405,8 +406,9 @@ def main() -> int:
         mode = os.environ.get(MODE_VARIABLE, "stream")
         if mode not in {"stream", "buffered"}:
             raise ConfigurationError(f"{MODE_VARIABLE} must be stream or buffered, not {mode!r}.")
-        proxy = _named(_handler())
-        proxy.sync_faces()
+        with for_good():
+            proxy = _named(_handler())
+            proxy.sync_faces()
         _concurrency()
     except Exception as error:  # noqa: BLE001 -- whatever it is, Lambda must be told
         _log.critical("The function cannot start.\n%s", traceback.format_exc())
