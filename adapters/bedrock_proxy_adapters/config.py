@@ -314,8 +314,6 @@ def proxy_from_env(
     Raises:
         ConfigurationError: A setting is wrong, or AWS's own configuration is.
     """
-    from botocore.exceptions import BotoCoreError
-
     from bedrock_proxy_adapters.proxy import LoggingTelemetry, Proxy
     from bedrock_proxy_adapters.telemetry.usage_log import log_usage
     from bedrock_proxy_adapters.upkeep import Upkeep
@@ -324,17 +322,9 @@ def proxy_from_env(
     settings = Settings.from_env(environ)
     # The socket's own timeout is a net below the flow's, which end a call with a better answer.
     patience = max(settings.first_byte_timeout, settings.idle_timeout) + 30.0
-    try:
-        upstream = ConfiguredUpstream(
-            cast("Way", settings.upstream),
-            max_streams=settings.max_streams,
-            read_timeout=patience,
-        )
-    except (BotoCoreError, ValueError) as error:
-        # An unknown profile, a region or an endpoint that is none: botocore's words name it.
-        raise ConfigurationError(
-            f"AWS is not configured as it should be: {str(error).rstrip('.')}."
-        ) from error
+    upstream = ConfiguredUpstream(
+        cast("Way", settings.upstream), max_streams=settings.max_streams, read_timeout=patience
+    )
     store = open_store(settings.store)
     spool = _spool(settings, os.environ if environ is None else environ)
     return Proxy(

@@ -205,7 +205,7 @@ class Proxy:
         The ports as a host without an event loop calls them.
 
         Raises:
-            ConfigurationError: One of them is native.
+            ConfigurationError: One of them is native, or the upstream is not configured.
         """
         for name, port in (("store", self.store), ("upstream", self.upstream)):
             if port.kind == "native":
@@ -213,9 +213,10 @@ class Proxy:
                     f"This host has no event loop, and the {name} {type(port).__name__} needs one; "
                     "use a blocking one, or mount the proxy with asgi_app."
                 )
-        blocking = getattr(self.upstream, "blocking", None)
-        upstream = self.upstream if blocking is None else blocking()
-        return self.faces(self.store, upstream, SleepingPause())
+        prepare = getattr(self.upstream, "prepare", None)
+        if callable(prepare):
+            prepare()
+        return self.faces(self.store, self.upstream, SleepingPause())
 
     def faces(self, store: Store, upstream: Upstream, pause: Pause) -> Faces:
         """The ports as a host calls them; *store* and *upstream* are faces of this proxy's own."""

@@ -159,6 +159,8 @@ def _admitted(
         yield from _standing(request, rules, owner, arrived)
         return None
     body = yield from ask(ReceiveBody(rules.max_body_bytes, rules.body_timeout))
+    if not body:
+        front.check_whole(request)
     call = dialect.call(request, body, found.route.operation, found.model)
     check_arn(call.model, region=rules.region, account=rules.account)
     if owner.models is not None and call.model.canonical not in owner.models:

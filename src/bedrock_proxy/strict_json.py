@@ -83,33 +83,44 @@ def without(text: str, names: Collection[str]) -> str:
         names: Of members that it has; letters and underscores.
     """
     literal = "\\u" not in text or _LETTER.search(text) is None
-    left = text
+    begins: list[int] = []
+    hidden: set[str] = set()
     for name in names:
-        quoted = f'"{name}"'
         # Within a string a quotation mark is escaped. So the name of a member that is not spelled
         # with escapes stands there like this, and what stands there but once is that name.
-        alone = literal and left.count(quoted) == 1
-        begin = left.index(quoted) if alone else _find(left, name)
-        if begin is None:
+        quoted = f'"{name}"'
+        if literal and text.count(quoted) == 1:
+            begins.append(text.index(quoted))
+        else:
+            hidden.add(name)
+    if hidden:
+        found = _find(text, hidden)
+        if found is None:
             members: dict[str, Json] = json.loads(text)
             return _compact({key: members[key] for key in members if key not in names})
-        _, end = _scan(left, begin)
-        _, end = _scan(left, _past(_COLON, left, end))
-        comma = _COMMA.match(left, end)
+        begins += found
+    # From the last to the first: what lies before one that is cut out stays where it is.
+    for begin in sorted(begins, reverse=True):
+        _, end = _scan(text, begin)
+        _, end = _scan(text, _past(_COLON, text, end))
+        comma = _COMMA.match(text, end)
         if comma is not None:
-            left = left[:begin] + left[comma.end() :]
+            text = text[:begin] + text[comma.end() :]
         else:
-            left = left[:begin].rstrip(_BLANK).removesuffix(",") + left[end:]
-    return left
+            text = text[:begin].rstrip(_BLANK).removesuffix(",") + text[end:]
+    return text
 
 
-def _find(text: str, name: str) -> int | None:
-    """Where a member's name begins that is there; None where too many are before it."""
+def _find(text: str, names: set[str]) -> list[int] | None:
+    """Where members' names begin that are there; None where too many members are before them."""
+    begins: list[int] = []
     at = _past(_OPENED, text, 0)
     for _ in range(MAX_MEMBERS):
-        found, end = _scan(text, at)
-        if found == name:
-            return at
+        name, end = _scan(text, at)
+        if name in names:
+            begins.append(at)
+            if len(begins) == len(names):
+                return begins
         _, end = _scan(text, _past(_COLON, text, end))
         at = _past(_COMMA, text, end)
     return None

@@ -210,3 +210,22 @@ def test_any_body_behind_a_valid_token_is_answered_below_500(
     own = (("host", "h"), ("authorization", f"Bearer {TOKEN}"))
     kept = tuple(h for h in headers if h[0] in {"accept", "x-request-id", "origin", "cookie"})
     _answered(Request("r-1", "POST", "/bedrock", own + kept, can_stream=can_stream), body)
+
+
+@pytest.mark.parametrize(
+    ("headers", "lost"),
+    [
+        ([("upgrade", "h2c"), ("content-length", "5")], True),
+        ([("upgrade", "h2c"), ("content-length", "0")], False),
+        ([("upgrade", "h2c")], False),
+        ([("content-length", "5")], False),
+    ],
+)
+def test_a_body_that_was_lost_to_an_upgrade_is_not_called_empty(
+    headers: list[tuple[str, str]], lost: bool
+) -> None:
+    request = asking(*headers, ("authorization", f"Bearer {TOKEN}"), path="/bedrock")
+    talk = Conversation(World(), request, b"").run()
+    said = b"".join(talk.pieces).decode()
+    assert talk.status == 400
+    assert ("without an Upgrade header" in said, "has no body" in said) == (lost, not lost)

@@ -79,7 +79,10 @@ def test_usage_cannot_be_posted(host: Running) -> None:
     assert (405, "GET") == (status, headers["allow"])
 
 
-def test_to_ask_for_a_websocket_is_to_ask_for_the_page(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", ["websocket", "h2c"])
+def test_to_ask_for_another_protocol_is_to_be_answered_in_this_one(
+    protocol: str, tmp_path: Path
+) -> None:
     """Whatever library for it happens to be installed: nothing here speaks it."""
     with start_in_thread() as simulator:
         environment = server_environment(simulator, tmp_path)
@@ -90,8 +93,9 @@ def test_to_ask_for_a_websocket_is_to_ask_for_the_page(tmp_path: Path) -> None:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
             headers = {
                 "Authorization": f"Bearer {TOKEN}",
-                "Connection": "Upgrade",
-                "Upgrade": "websocket",
+                "Connection": "Upgrade, HTTP2-Settings",
+                "Upgrade": protocol,
+                "HTTP2-Settings": "AAMAAABkAAQCAAAAAAIAAAAA",
                 "Sec-WebSocket-Version": "13",
                 "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
             }
@@ -100,4 +104,10 @@ def test_to_ask_for_a_websocket_is_to_ask_for_the_page(tmp_path: Path) -> None:
                 reply = connection.getresponse()
                 assert reply.status == 200
                 assert json.loads(reply.read())["in_flight"] == 0
+            # uvicorn loses the body: the client is told what to do about it.
+            connection.request("POST", "/bedrock", body(stream=False), headers)
+            reply = connection.getresponse()
+            assert reply.status == 400
+            assert "without an Upgrade header" in json.loads(reply.read())["error"]
             connection.close()
+        assert (tmp_path / "serve" / "serve.log").read_text().count("pgrade") == 0

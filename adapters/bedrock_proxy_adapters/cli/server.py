@@ -64,6 +64,7 @@ def run(proxy: "Proxy", listener: socket.socket) -> None:
         ConfigurationError: uvicorn is not installed.
     """
     logging.getLogger("bedrock_proxy").addHandler(logging.StreamHandler())
+    logging.getLogger("uvicorn.error").addFilter(_worth_saying)
     _allow_files()
     with for_good():
         from bedrock_proxy_adapters.hosts.asgi import Application
@@ -75,6 +76,14 @@ def run(proxy: "Proxy", listener: socket.socket) -> None:
     # uvicorn raises a signal once more when it has stopped, for whoever waits for it above.
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """
+    Not that a client asked for another protocol, and which library would speak it: any client
+    can, before it is known to anyone, and the operator has nothing to do about it.
+    """
+    return not str(record.msg).startswith(("Unsupported upgrade", "No supported WebSocket"))
 
 
 def _allow_files() -> None:

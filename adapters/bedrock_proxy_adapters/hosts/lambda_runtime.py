@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import nullcontext
 from typing import Any, Final
 
 from bedrock_proxy import front, routes
@@ -406,8 +407,10 @@ def main() -> int:
         mode = os.environ.get(MODE_VARIABLE, "stream")
         if mode not in {"stream", "buffered"}:
             raise ConfigurationError(f"{MODE_VARIABLE} must be stream or buffered, not {mode!r}.")
-        with for_good():
-            proxy = _named(_handler())
+        handler = _handler()
+        # What a handler of the user's own does with the collector is not ours to undo.
+        with for_good() if handler == DEFAULT_HANDLER else nullcontext():
+            proxy = _named(handler)
             proxy.sync_faces()
         _concurrency()
     except Exception as error:  # noqa: BLE001 -- whatever it is, Lambda must be told

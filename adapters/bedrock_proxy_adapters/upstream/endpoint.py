@@ -7,6 +7,7 @@ endpoints"; the rules are botocore's own data.
 """
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bedrock_proxy.errors import ConfigurationError
@@ -41,7 +42,9 @@ def endpoint_of(session: "Session", region: str) -> str | None:
 
     Raises:
         botocore.exceptions.BotoCoreError: The configuration cannot be read, or the region is none.
+        ValueError: The configured endpoint is no URL.
     """
+    from botocore.exceptions import DataNotFoundError
     from botocore.utils import validate_region_name
 
     validate_region_name(region)
@@ -49,12 +52,13 @@ def endpoint_of(session: "Session", region: str) -> str | None:
         return None  # an old name for a region and a kind of endpoint at once
     try:
         return _configured(session) or _by_rules(session, region)
-    except (ImportError, AttributeError, TypeError, KeyError):
-        return None  # a botocore that keeps these things elsewhere
+    except (ImportError, AttributeError, TypeError, KeyError, DataNotFoundError):
+        return None  # a botocore that keeps these things elsewhere, or not at all
 
 
 def _configured(session: "Session") -> str | None:
     from botocore.configprovider import ConfiguredEndpointProvider
+    from botocore.utils import is_valid_endpoint_url, is_valid_ipv6_endpoint_url
 
     if session.get_config_variable("ignore_configured_endpoint_urls"):
         return None
@@ -64,13 +68,21 @@ def _configured(session: "Session") -> str | None:
         client_name=_SERVICE,
     )
     url: str | None = provider.provide()
+    if url and not is_valid_endpoint_url(url) and not is_valid_ipv6_endpoint_url(url):
+        raise ValueError(f"Invalid endpoint: {url}")
     return url
 
 
-def _by_rules(session: "Session", region: str) -> str:
+def _by_rules(session: "Session", region: str) -> str | None:
     from botocore.endpoint_provider import EndpointProvider
 
     loader: Any = session.get_component("data_loader")
+    if any(
+        Path(folder, "endpoints.json").exists()
+        for folder in loader.search_paths
+        if not loader.is_builtin_path(folder)
+    ):
+        return None  # the rules begin with what that file says
     rules = EndpointProvider(
         loader.load_service_model(_SERVICE, "endpoint-rule-set-1"),
         loader.load_data("partitions"),

@@ -1,20 +1,27 @@
 """Where Bedrock is: held to what a real client sends its requests to, for every kind of endpoint."""
 
 import itertools
+import json
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import botocore.loaders
 import botocore.session
 import pytest
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, InvalidRegionError, ProfileNotFound
+from botocore.exceptions import InvalidRegionError, UnknownServiceError
 
 from bedrock_proxy.errors import ConfigurationError
+from bedrock_proxy_adapters.proxy import Proxy
+from bedrock_proxy_adapters.stores.memory import MemoryStore
 from bedrock_proxy_adapters.upstream import boto3 as by_boto3
 from bedrock_proxy_adapters.upstream import configured
+from bedrock_proxy_adapters.upstream.aio import AsyncUpstream
 from bedrock_proxy_adapters.upstream.configured import ConfiguredUpstream
 from bedrock_proxy_adapters.upstream.endpoint import endpoint_of, region_of
+from bedrock_proxy_adapters.upstream.signing import Keys
 
 REGIONS = ("us-east-1", "eu-central-1", "us-gov-west-1", "cn-north-1", "us-nowhere-7")
 FILE = """
@@ -124,12 +131,25 @@ def test_what_is_no_region_is_refused_as_by_a_client() -> None:
         endpoint_of(botocore.session.Session(), "not a region")
 
 
-def test_a_profile_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_PROFILE", "missing")
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"AWS_PROFILE": "missing"}, "missing"),
+        ({"AWS_REGION": "not a region"}, "not a region"),
+        ({"AWS_ENDPOINT_URL": "https://foo..bar"}, "https://foo..bar"),
+        ({"AWS_SECRET_ACCESS_KEY": ""}, "(?i)partial credentials"),
+    ],
+)
+@pytest.mark.parametrize("way", ["auto", "boto3"])
+def test_what_is_wrong_is_said_at_the_start_in_a_sentence(
+    settings: dict[str, str], said: str, way: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_REGION", "us-east-1")
-    with pytest.raises(ProfileNotFound, match="missing") as caught:
-        ConfiguredUpstream(read_timeout=150.0)
-    assert isinstance(caught.value, BotoCoreError)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        ConfiguredUpstream(way, read_timeout=150.0)
+    assert str(caught.value).startswith("AWS is not configured as it should be: ")
 
 
 # --- with and without a client -----------------------------------------------------------------
@@ -154,9 +174,21 @@ def test_an_event_loop_needs_no_client_and_a_thread_gets_one(clients: list[str])
     upstream = ConfiguredUpstream(read_timeout=150.0)
     upstream.native()
     assert clients == []
-    assert upstream.blocking() is upstream.blocking()
+    proxy = Proxy(store=MemoryStore(), upstream=upstream)
+    assert proxy.sync_faces().upstream is upstream
+    assert clients == ["us-east-1"]
+    upstream.prepare()
     assert clients == ["us-east-1"]
     upstream.close()
+
+
+def test_what_only_a_client_minds_is_said_when_the_app_is_built(
+    clients: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream = ConfiguredUpstream(read_timeout=150.0)
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "nonsense")
+    with pytest.raises(ConfigurationError, match="nonsense"):
+        Proxy(store=MemoryStore(), upstream=upstream).sync_faces()
 
 
 def test_boto3_by_choice_is_made_at_once(clients: list[str]) -> None:
@@ -164,18 +196,67 @@ def test_boto3_by_choice_is_made_at_once(clients: list[str]) -> None:
     assert clients == ["us-east-1"]
 
 
-@pytest.mark.parametrize("why", ["an old name", "another botocore"])
-def test_where_only_a_client_can_tell_it_is_asked(
-    why: str, clients: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["fips-us-east-1", "us-east-1-fips"])
+@pytest.mark.parametrize("way", ["auto", "boto3"])
+def test_an_old_name_of_a_region_is_not_the_region_that_is_signed_for(
+    name: str, way: Any, clients: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if why == "an old name":
-        monkeypatch.setenv("AWS_REGION", "fips-us-east-1")
-        host = "bedrock-runtime-fips.us-east-1.amazonaws.com"
-    else:
-        monkeypatch.setitem(__import__("sys").modules, "botocore.endpoint_provider", None)
-        host = "bedrock-runtime.us-east-1.amazonaws.com"
-    assert endpoint_of(botocore.session.Session(), region_of(None)) is None
-    upstream = ConfiguredUpstream(read_timeout=150.0)
-    assert clients == [region_of(None)]
-    assert upstream.native()._host == host  # type: ignore[union-attr]
+    monkeypatch.setenv("AWS_REGION", name)
+    upstream = ConfiguredUpstream(way, read_timeout=150.0)
+    assert (clients, upstream.region) == ([name], "us-east-1")
+    native = upstream.native()
+    if isinstance(native, AsyncUpstream):
+        assert native._host == "bedrock-runtime-fips.us-east-1.amazonaws.com"
+        signed = dict(
+            native._signer.sign(Keys("a", "b"), "POST", "/", (("host", "h"),), b"", 1.8e9)
+        )
+        assert "/us-east-1/bedrock/aws4_request" in signed["authorization"]
     upstream.close()
+
+
+@pytest.mark.parametrize("missing", ["module", "rules"])
+def test_where_botocore_is_arranged_otherwise_a_client_is_asked(
+    missing: str, clients: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if missing == "module":
+        monkeypatch.setitem(sys.modules, "botocore.endpoint_provider", None)
+    else:
+        load = botocore.loaders.Loader.load_service_model
+
+        def without_rules(loader: Any, service: str, kind: str, **more: Any) -> Any:
+            if kind == "endpoint-rule-set-1":
+                raise UnknownServiceError(service_name=service, known_service_names="none")
+            return load(loader, service, kind, **more)
+
+        monkeypatch.setattr(botocore.loaders.Loader, "load_service_model", without_rules)
+    assert endpoint_of(botocore.session.Session(), "us-east-1") is None
+    upstream = ConfiguredUpstream(read_timeout=150.0)
+    assert clients == ["us-east-1"]
+    native = upstream.native()
+    assert isinstance(native, AsyncUpstream)
+    assert native._host == "bedrock-runtime.us-east-1.amazonaws.com"
+    upstream.close()
+
+
+def test_endpoints_of_the_operators_own_are_the_clients_to_tell(
+    clients: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = {
+        "version": 3,
+        "partitions": [
+            {
+                "partition": "aws",
+                "dnsSuffix": "corp.example",
+                "regionRegex": "^us-.*$",
+                "regions": {"us-east-1": {}},
+                "defaults": {"hostname": "{service}.{region}.{dnsSuffix}", "protocols": ["https"]},
+                "services": {},
+            }
+        ],
+    }
+    (tmp_path / "endpoints.json").write_text(json.dumps(theirs))
+    monkeypatch.setenv("AWS_DATA_PATH", str(tmp_path))
+    native = ConfiguredUpstream(read_timeout=150.0).native()
+    assert isinstance(native, AsyncUpstream)
+    assert native._host == "bedrock-runtime.us-east-1.corp.example"
+    assert by_client(botocore.session.Session(), "us-east-1") == f"https://{native._host}"
