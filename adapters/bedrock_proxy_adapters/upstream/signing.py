@@ -39,6 +39,8 @@ class Keys:
 
 
 _EMPTY: Final = sha256()
+_BLOCK: Final = 64
+"""Bytes of a block of SHA-256: a derived key, 32 bytes long, is never above it."""
 
 
 def _digest(data: bytes) -> str:
@@ -46,6 +48,28 @@ def _digest(data: bytes) -> str:
     made = _EMPTY.copy()
     made.update(data)
     return made.hexdigest()
+
+
+class _Mac:
+    """
+    HMAC-SHA-256 (RFC 2104) under one *key*: its two padded forms are digested once, where
+    ``hmac`` would look the algorithm up and do so for every text.
+    """
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes) -> None:
+        padded = key.ljust(_BLOCK, b"\0")
+        self._inner = sha256(bytes([octet ^ 0x36 for octet in padded]))
+        self._outer = sha256(bytes([octet ^ 0x5C for octet in padded]))
+
+    def of(self, text: bytes) -> str:
+        """The code of *text*, in hexadecimal."""
+        inner = self._inner.copy()
+        inner.update(text)
+        outer = self._outer.copy()
+        outer.update(inner.digest())
+        return outer.hexdigest()
 
 
 class _Form(NamedTuple):
@@ -92,7 +116,7 @@ class Signer:
     def __init__(self, region: str, service: str = "bedrock") -> None:
         self._region = region
         self._service = service
-        self._derived: tuple[str, str, bytes] = ("", "", b"")
+        self._derived: tuple[str, str, _Mac] = ("", "", _Mac(b""))
         self._stamp: tuple[int, str] = (-1, "")
 
     def sign(
@@ -127,8 +151,7 @@ class Signer:
         scope = f"{day}/{self._region}/{self._service}/aws4_request"
         digest = _digest(canonical.encode())
         text = f"{ALGORITHM}\n{stamp}\n{scope}\n{digest}"
-        key = self._key(keys.secret_key, day)
-        signature = hmac.digest(key, text.encode(), "sha256").hex()
+        signature = self._mac(keys.secret_key, day).of(text.encode())
         credential = f"{ALGORITHM} Credential={keys.access_key}/{scope}"
         said = f"{credential}, SignedHeaders={form.names}, Signature={signature}"
         added.append(("authorization", said))
@@ -140,12 +163,13 @@ class Signer:
             known = self._stamp = (second, strftime("%Y%m%dT%H%M%SZ", gmtime(second)))
         return known[1]
 
-    def _key(self, secret: str, day: str) -> bytes:
+    def _mac(self, secret: str, day: str) -> _Mac:
         known = self._derived
         if known[0] == secret and known[1] == day:
             return known[2]
         key = f"AWS4{secret}".encode()
         for step in (day, self._region, self._service, "aws4_request"):
             key = hmac.digest(key, step.encode(), "sha256")
-        self._derived = (secret, day, key)
-        return key
+        mac = _Mac(key)
+        self._derived = (secret, day, mac)
+        return mac
