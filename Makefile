@@ -65,7 +65,7 @@ test-pythons:
 	@for python in $(PYTHONS); do \
 		venv=.venv-$$(basename $$python); \
 		$(MAKE) --no-print-directory VENV=$$venv PYTHON=$$python $$venv/.dev-installed && \
-		$$venv/bin/python -m pytest -p no:cacheprovider tests/core tests/contracts tests/hosts \
+		$$venv/bin/python -m pytest -m "not slow" -p no:cacheprovider tests/core tests/contracts tests/hosts \
 			tests/adapters $(ARGS) || exit 1; \
 	done
 
