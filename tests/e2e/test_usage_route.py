@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -104,10 +105,21 @@ def test_to_ask_for_another_protocol_is_to_be_answered_in_this_one(
                 reply = connection.getresponse()
                 assert reply.status == 200
                 assert json.loads(reply.read())["in_flight"] == 0
-            # uvicorn loses the body: the client is told what to do about it.
             connection.request("POST", "/bedrock", body(stream=False), headers)
             reply = connection.getresponse()
-            assert reply.status == 400
-            assert "without an Upgrade header" in json.loads(reply.read())["error"]
+            assert (reply.status, "content" in json.loads(reply.read())) == (200, True)
             connection.close()
+            # Where the name of the header comes in two pieces, uvicorn's parser sees it, and loses
+            # the body: the client is told what to do about it.
+            with socket.create_connection(("127.0.0.1", port), 20) as raw:
+                said = body(stream=False)
+                raw.sendall(
+                    f"POST /bedrock HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+                    f"Content-Length: {len(said)}\r\nConnection: Upgrade\r\nUpg".encode()
+                )
+                time.sleep(0.3)
+                raw.sendall(f"rade: {protocol}\r\n\r\n".encode() + said)
+                refused = raw.makefile("rb").read()
+            assert refused.startswith(b"HTTP/1.1 400 ")
+            assert b"without an Upgrade header" in refused
         assert (tmp_path / "serve" / "serve.log").read_text().count("pgrade") == 0
