@@ -76,9 +76,9 @@ CASES: Final = {
             meaning="8 streams at once, 200 events each without a pause",
             unit=PER_EVENTS,
             streams=8,
-            repeat=5,
-            rounds=7,
-            budget=20,
+            repeat=2,
+            rounds=15,
+            budget=40,
         ),
         _stream("S2-1", 1, 3, 60),
         _stream("S2-100", 100, 3, 50),
@@ -88,18 +88,20 @@ CASES: Final = {
             name="N1",
             meaning="a 1 KB answer that is no stream, one at a time",
             unit=PER_REQUEST,
-            repeat=300,
+            repeat=100,
             plain=True,
-            budget=12,
+            rounds=25,
+            budget=60,
         ),
         Case(
             name="N1-16",
             meaning="a 1 KB answer that is no stream, 16 at once",
             unit=PER_REQUEST,
             streams=16,
-            repeat=40,
+            repeat=12,
             plain=True,
-            budget=12,
+            rounds=15,
+            budget=40,
         ),
     )
 }
@@ -257,29 +259,29 @@ def compare(
         )
 
 
-def first_event(lab: Lab, results: Results, entries: Iterable[Entry], rounds: int = 5) -> None:
+def first_event(lab: Lab, results: Results, entries: Iterable[Entry], rounds: int = 11) -> None:
     """What a target adds to the time to the first event, against the fake Bedrock asked directly."""
-    for entry in entries:
-        if entry.running is None:
-            continue
-        taken: list[tuple[bool, float, float]] = []
-        for _ in range(rounds):
-            ask = {"repeat": 30, "events": 2, "pace": 0.005}
-            direct = lab.measure(None, "invoke", **ask)  # type: ignore[arg-type]
-            through = lab.measure(entry.running, entry.dialect, **ask)  # type: ignore[arg-type]
+    asked = [(entry, entry.running) for entry in entries if entry.running is not None]
+    taken: list[list[tuple[bool, float, float]]] = [[] for _ in asked]
+    ask: dict[str, Any] = {"repeat": 15, "events": 2, "pace": 0.005}
+    for _ in range(rounds):
+        for (entry, server), readings in zip(asked, taken, strict=True):
+            direct = lab.measure(None, "invoke", **ask)
+            through = lab.measure(server, entry.dialect, **ask)
             floor = statistics.median(direct.told["first_ms"])
             added = statistics.median(through.told["first_ms"]) - floor
             tail = machine.percentile(through.told["first_ms"], 0.99) - floor
-            taken.append((direct.timely and through.timely, added, tail))
+            readings.append((direct.timely and through.timely, added, tail))
+    for (entry, _), readings in zip(asked, taken, strict=True):
         # Rounds that somebody else's load disturbed count only where there are no others.
-        counted = [each for each in taken if each[0]] or taken
+        counted = [each for each in readings if each[0]] or readings
         results.add(
             "TTFT",
             entry.target,
             statistics.median(added for _, added, _ in counted),
             "ms added",
             dialect=entry.dialect,
-            rounds=[added for _, added, _ in counted],
+            rounds=[added for _, added, _ in readings],
             p99=statistics.median(tail for _, _, tail in counted),
             timely=counted[0][0],
         )
@@ -366,7 +368,7 @@ def headline(lab: Lab, results: Results, wanted: Callable[[str], bool], rounds: 
                 if wanted(name):
                     compare(lab, results, CASES[name], entries, rounds)
             if wanted("TTFT"):
-                first_event(lab, results, entries, rounds or 5)
+                first_event(lab, results, entries, rounds or 11)
     if wanted("RSS") or wanted("L3"):
         memory(lab, results, targets)
     if wanted("START"):

@@ -1,9 +1,10 @@
 """The result as a file and as a table."""
 
 import json
+import statistics
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from benchmarks import machine
 from benchmarks.cases import Results
@@ -20,6 +21,9 @@ DIALECTS: Final = {
     "converse": "Bedrock, Converse",
     "converse-plain": "Bedrock, Converse",
 }
+
+ENOUGH: Final = 8
+"""Rounds from which on their spread says something."""
 
 COLUMNS: Final = (
     ("S1", "S1", 1),
@@ -54,11 +58,16 @@ def write(said: dict[str, Any], path: Path) -> None:
 
 def find(said: dict[str, Any], case: str, target: str) -> float | None:
     """The figure of the plain or simple dialect; None where it was not measured."""
+    found = _measured(said, case, target)
+    return None if found is None else float(found["value"])
+
+
+def _measured(said: dict[str, Any], case: str, target: str) -> dict[str, Any] | None:
     for figure in said["figures"]:
         if (figure["case"], figure["target"]) == (case, target) and (
             target == "fake" or figure["dialect"] in ("sse", "plain")
         ):
-            return float(figure["value"])
+            return cast("dict[str, Any]", figure)
     return None
 
 
@@ -144,16 +153,27 @@ def loads_table(said: dict[str, Any]) -> str:
 
 
 def ratios(said: dict[str, Any], yardstick: str = "aiohttp") -> list[str]:
-    """Each proxy's figures as multiples of a spike's."""
+    """
+    Each proxy's figures as multiples of a spike's: of each round its own, and of these the median,
+    with the middle half of them where there are enough.
+    """
     lines: list[str] = []
     for name, label in rows(said):
         if not name.startswith("serve"):
             continue
         parts: list[str] = []
-        for case in ("S1", "S2-100", "S2-500", "N1", "N1-16"):
-            ours, bare = find(said, case, name), find(said, case, yardstick)
-            if ours is not None and bare:
-                parts.append(f"{case} {ours / bare:.2f}")
+        for case in ("S1", "S2-100", "S2-500", "N1", "N1-16", "TTFT"):
+            ours, bare = _measured(said, case, name), _measured(said, case, yardstick)
+            if ours is None or bare is None:
+                continue
+            each = sorted(
+                one / other for one, other in zip(ours["rounds"], bare["rounds"], strict=False)
+            )
+            part = f"{case} {statistics.median(each):.2f}"
+            if len(each) >= ENOUGH:
+                lower, _, upper = statistics.quantiles(each, n=4)
+                part += f" ({lower:.2f} to {upper:.2f})"
+            parts.append(part)
         if parts:
             lines.append(f"{label} ÷ {yardstick} spike: {', '.join(parts)}")
     return lines
