@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bedrock_proxy import front
 
-_UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
+_UPGRADE: Final = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 _IGNORED: Final = b"\r\nx-ignored-upgrade:"
 _HEAD: Final = front.MAX_HEADER_BYTES + front.MAX_URI
 
