@@ -166,9 +166,11 @@ def ratios(said: dict[str, Any], yardstick: str = "aiohttp") -> list[str]:
             ours, bare = _measured(said, case, name), _measured(said, case, yardstick)
             if ours is None or bare is None:
                 continue
-            each = sorted(
-                one / other for one, other in zip(ours["rounds"], bare["rounds"], strict=False)
-            )
+            # What is added to a time may be nothing.
+            pairs = zip(ours["rounds"], bare["rounds"], strict=True)
+            each = sorted(one / other for one, other in pairs if other > 0)
+            if not each:
+                continue
             part = f"{case} {statistics.median(each):.2f}"
             if len(each) >= ENOUGH:
                 lower, _, upper = statistics.quantiles(each, n=4)

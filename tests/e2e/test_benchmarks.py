@@ -90,3 +90,23 @@ def test_an_event_came_with_the_read_that_brought_its_end() -> None:
     answer = _answer(answers.sse(4))
     _, body, where = body_of(answer)
     assert arrivals(answer, body, where, answers.ENDS["sse"]) == [2.0, 2.0, 3.0, 3.0]
+
+
+def test_a_ratio_is_the_median_of_the_rounds_own() -> None:
+    def figure(case: str, target: str, kind: str, rounds: list[float]) -> dict[str, object]:
+        return {"case": case, "target": target, "label": target, "kind": kind, "dialect": "sse",
+                "value": 0.0, "rounds": rounds}  # fmt: skip
+
+    said = {
+        "figures": [
+            figure("S1", "serve", "proxy", [2.0, 9.0, 4.0]),
+            figure("S1", "aiohttp", "spike", [1.0, 3.0, 4.0]),
+            figure("N1", "serve", "proxy", [float(n) for n in range(1, 10)]),
+            figure("N1", "aiohttp", "spike", [1.0] * 9),
+            figure("TTFT", "serve", "proxy", [1.0, 3.0]),
+            figure("TTFT", "aiohttp", "spike", [0.0, 2.0]),
+        ]
+    }
+    assert report.ratios(said) == [
+        "serve ÷ aiohttp spike: S1 2.00, N1 5.00 (2.50 to 7.50), TTFT 1.50"
+    ]

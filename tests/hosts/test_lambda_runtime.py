@@ -5,6 +5,7 @@ and what it does when something goes wrong.
 
 import base64
 import contextlib
+import gc
 import json
 import os
 import re
@@ -519,3 +520,32 @@ def test_a_port_that_needs_an_event_loop_is_refused_when_the_host_is_built() -> 
     ports: Any = Native()
     with pytest.raises(ConfigurationError, match="event loop"):
         Runtime(Proxy(store=ports, upstream=ports), "127.0.0.1:1")
+
+
+@pytest.mark.parametrize("handler", [lambda_runtime.DEFAULT_HANDLER, "app.mine"])
+def test_the_collector_rests_while_we_load_and_is_a_handlers_own(
+    handler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a handler of the user's own does with it while it loads stays done."""
+    found: list[bool] = []
+
+    def load(name: str) -> Proxy:
+        assert name == handler
+        found.append(gc.isenabled())
+        gc.disable()
+        ports: Any = World()
+        return Proxy(store=ports, upstream=ports)
+
+    monkeypatch.setenv("_HANDLER", handler)
+    monkeypatch.setenv("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:9")
+    monkeypatch.setattr("sys.argv", ["lambda_runtime"])
+    monkeypatch.setattr(lambda_runtime, "_named", load)
+    monkeypatch.setattr(lambda_runtime, "_log_to_lambda", lambda: None)
+    monkeypatch.setattr(lambda_runtime, "serve", lambda proxy, **_: found.append(gc.isenabled()))
+    try:
+        assert lambda_runtime.main() == 0
+    finally:
+        gc.unfreeze()
+        gc.enable()
+    ours = handler == lambda_runtime.DEFAULT_HANDLER
+    assert found == ([False, True] if ours else [True, False])

@@ -1,8 +1,11 @@
 """The wish to upgrade is taken out of a head, and nothing else out of anything."""
 
+import sys
+
 import pytest
 
-from bedrock_proxy_adapters.cli.upgrades import without_upgrade
+from bedrock_proxy_adapters.cli.server import server_for
+from bedrock_proxy_adapters.cli.upgrades import Http11Protocol, without_upgrade
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
 
@@ -31,3 +34,11 @@ def test_what_is_no_such_field_stays(data: bytes) -> None:
 
 def test_a_head_that_has_not_ended_loses_it_too() -> None:
     assert b"\r\nUpgrade" not in without_upgrade(HEAD + b"Upgrade: h2c\r\nAcc")
+
+
+def test_without_the_faster_parser_uvicorn_serves_with_its_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert server_for(None).config.http is Http11Protocol
+    monkeypatch.setitem(sys.modules, "bedrock_proxy_adapters.cli.upgrades", None)
+    assert server_for(None).config.http == "auto"
