@@ -26,7 +26,8 @@ from bedrock_proxy.customers import UNLIMITED, Customer, Key, Limits
 from bedrock_proxy.rules import Rules
 from bedrock_proxy.store import every_row
 from bedrock_proxy.usage import UsageRecord
-from bedrock_proxy_adapters.hosts.asgi import asgi_app
+from bedrock_proxy_adapters.cli.server import listening, server_for
+from bedrock_proxy_adapters.hosts.asgi import Application, asgi_app
 from bedrock_proxy_adapters.proxy import Disconnect, Proxy
 from bedrock_proxy_adapters.simulator import RunningSimulator, start_in_thread
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
@@ -65,6 +66,7 @@ class Running:
     proxy: Proxy | None = None
     process: "subprocess.Popen[bytes] | None" = None
     before: set[str] = field(factory=set)
+    server: uvicorn.Server | None = None
 
     @property
     def url(self) -> str:
@@ -129,8 +131,9 @@ def on_uvicorn(
     disconnect: Disconnect = "drain",
     rules: Rules | None = None,
     write_timeout: float = 120.0,
+    serve: bool = False,
 ) -> Iterator[Running]:
-    """The proxy on uvicorn, in a thread of this process."""
+    """The proxy on uvicorn, in a thread of this process; with *serve*, as that command has it."""
     with start_in_thread() as simulator:
         store = SqliteStore(folder / "proxy.db")
         add_customer(store)
@@ -141,22 +144,30 @@ def on_uvicorn(
             disconnect=disconnect,
             write_timeout=write_timeout,
         )
-        config = uvicorn.Config(
-            wrap(asgi_app(proxy)),
-            host="127.0.0.1",
-            port=0,
-            log_level="error",
-            access_log=False,
-            http=http_parser,
-            lifespan="on",
-        )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, daemon=True)
+        server: uvicorn.Server
+        listener: socket.socket | None = None
+        if serve:
+            server = server_for(Application(proxy, holds=False), announce=False)
+            listener = listening("127.0.0.1", 0)
+        else:
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    wrap(asgi_app(proxy)),
+                    host="127.0.0.1",
+                    port=0,
+                    log_level="error",
+                    access_log=False,
+                    http=http_parser,
+                    lifespan="on",
+                )
+            )
+        sockets = None if listener is None else [listener]
+        thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
         thread.start()
         wait_for(lambda: server.started or None, "uvicorn")
         host, port = server.servers[0].sockets[0].getsockname()[:2]
         try:
-            yield Running("uvicorn", host, port, simulator, store, proxy)
+            yield Running("uvicorn", host, port, simulator, store, proxy, server=server)
         finally:
             server.should_exit = True
             thread.join(30)
@@ -298,16 +309,22 @@ class RawClient:
     """A client that reads as little as it likes and leaves as rudely as it likes."""
 
     def __init__(self, running: Running, content: bytes | None = None, **headers: str) -> None:
+        self.socket = socket.socket()
+        self.received = b""
+        self.ask(running, content, **headers)
+
+    def ask(self, running: Running, content: bytes | None = None, **headers: str) -> None:
+        """Connect, and send the request."""
         content = body() if content is None else content
-        self.socket = socket.create_connection((running.host, running.port), timeout=60)
         lines = [
             "POST /bedrock HTTP/1.1",
             f"Host: {running.host}:{running.port}",
             f"Content-Length: {len(content)}",
             *(f"{name}: {value}" for name, value in _headers(headers).items()),
         ]
-        self.received = b""
         try:
+            self.socket.settimeout(60)
+            self.socket.connect((running.host, running.port))
             self.socket.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + content)
         except OSError:
             self.socket.close()

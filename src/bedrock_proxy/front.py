@@ -39,19 +39,9 @@ def check_head(request: Request) -> None:
         )
     octets = len("".join(chain.from_iterable(request.headers))) + 4 * len(request.headers)
     if octets > MAX_HEADER_BYTES:
-        raise ClientFault(
-            f"The request's headers are larger than {MAX_HEADER_BYTES // 1024} KiB.",
-            Code.TOO_LARGE,
-            status=431,
-            headers=_CLOSE,
-        )
+        raise headers_too_large()
     if len(request.path) + len(request.query) + 1 > MAX_URI:
-        raise ClientFault(
-            f"The request's URL is longer than {MAX_URI // 1024} KiB.",
-            Code.TOO_LARGE,
-            status=414,
-            headers=_CLOSE,
-        )
+        raise url_too_long()
     lengths = request.all("content-length")
     if lengths and request.all("transfer-encoding"):
         raise ClientFault(
@@ -63,6 +53,26 @@ def check_head(request: Request) -> None:
     # WSGI servers fold repeated fields into one, with commas (RFC 9110, section 5.3).
     if len(hosts) != 1 or "," in hosts[0]:
         raise ClientFault("The request needs exactly one Host header.", headers=_CLOSE)
+
+
+def headers_too_large() -> ClientFault:
+    """More bytes of headers than :data:`MAX_HEADER_BYTES`."""
+    return ClientFault(
+        f"The request's headers are larger than {MAX_HEADER_BYTES // 1024} KiB.",
+        Code.TOO_LARGE,
+        status=431,
+        headers=_CLOSE,
+    )
+
+
+def url_too_long() -> ClientFault:
+    """A URL longer than :data:`MAX_URI`."""
+    return ClientFault(
+        f"The request's URL is longer than {MAX_URI // 1024} KiB.",
+        Code.TOO_LARGE,
+        status=414,
+        headers=_CLOSE,
+    )
 
 
 def declared_length(request: Request) -> int | None:

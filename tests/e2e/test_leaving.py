@@ -8,12 +8,13 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.running import (
     RawClient,
     Running,
     add_customer,
+    answers,
     body,
     free_port,
     on_gunicorn,
@@ -36,6 +38,7 @@ from tests.running import (
 )
 
 from bedrock_proxy.usage import Basis, Outcome
+from bedrock_proxy_adapters.cli import stalled
 from bedrock_proxy_adapters.simulator import Script, start_in_thread
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
 
@@ -188,6 +191,24 @@ def test_S14_a_reader_that_stops_reading_holds_the_model_back(tmp_path: Path) ->
         running.quiet()
 
 
+def test_S14_the_connection_of_a_reader_that_stopped_reading_is_freed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the client still holds its own end open."""
+    monkeypatch.setattr(stalled, "EVERY_S", 0.2)
+    monkeypatch.setattr(stalled, "GIVEN_UP_S", 0.5)
+    with on_uvicorn(tmp_path, write_timeout=1.0, serve=True) as running:
+        assert running.server is not None
+        connections = running.server.server_state.connections
+        running.simulator.default(Script(pieces=("x" * 10_000,) * 2_000))
+        with Unread(running) as client:
+            wait_for(lambda: len(connections) or None, "the connection")
+            wait_for(lambda: not connections or None, "the end of the connection")
+            client.leave()
+        running.quiet()
+        assert [Outcome.CLIENT_GONE] == [row.outcome for row in running.rows()]
+
+
 def test_S21_the_hosts_task_may_be_cancelled_at_every_await(tmp_path: Path) -> None:
     """One row each, whichever await the server's own task is cancelled at."""
     with on_uvicorn(tmp_path) as running:
@@ -289,55 +310,127 @@ def test_S20_under_gunicorn_streams_finish_or_are_told_too(tmp_path: Path) -> No
         running.quiet()
 
 
-@pytest.mark.parametrize("streams", [20])
-def test_S20_sigterm_lets_streams_finish_and_tells_the_rest(streams: int, tmp_path: Path) -> None:
-    """A real `bedrock-proxy serve`, told to stop with short and endless streams under way."""
+@contextlib.contextmanager
+def short_grace(folder: Path) -> Iterator[tuple[Running, "subprocess.Popen[bytes]", Path]]:
+    """A real `bedrock-proxy serve` that gives its streams three seconds, and its log."""
     with start_in_thread() as simulator:
-        store = SqliteStore(tmp_path / "proxy.db")
+        store = SqliteStore(folder / "proxy.db")
         add_customer(store)
         port = free_port()
-        with (tmp_path / "serve.log").open("wb") as log:
+        said = folder / "serve.log"
+        with said.open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.hosts.short_grace", "--port", str(port)],
-                env=server_environment(simulator, tmp_path),
-                cwd=tmp_path,
+                env=server_environment(simulator, folder),
+                cwd=folder,
                 stdout=log,
                 stderr=log,
             )
-        running = Running("uvicorn", "127.0.0.1", port, simulator, store, process=process)
         try:
-            from tests.running import answers
-
             wait_for(lambda: answers(port) or None, "serve")
-            simulator.default(Script(pieces=("go", "on"), stall_after=3, stall=120.0))
-            endless = [RawClient(running) for _ in range(streams)]
-            for client in endless:
-                client.read_until(b'"go"')
-            simulator.default(Script(pieces=("go", "on"), stall_after=3, stall=1.0))
-            short = [RawClient(running) for _ in range(5)]
-            for client in short:
-                client.read_until(b'"go"')
-            process.send_signal(signal.SIGTERM)
-            for client in short:
-                client.read_until(b"data: [DONE]\n\n")
-            for client in endless:
-                said = client.read_rest()
-                assert b'"code": "server_shutdown"' in said
-                assert b"[DONE]" not in said
-            assert 0 == process.wait(20)
-            rows = store_rows(store)
-            assert streams + 5 == len(rows)
-            assert {(Outcome.SHUTDOWN, Basis.PARTIAL), (Outcome.OK, Basis.REPORTED)} == {
-                (row.outcome, row.basis) for row in rows
-            }
-            assert not store.open_leases()
-            assert b"Traceback" not in (tmp_path / "serve.log").read_bytes()
-            for client in [*endless, *short]:
-                client.leave()
+            yield (
+                Running("uvicorn", "127.0.0.1", port, simulator, store, process=process),
+                process,
+                said,
+            )
         finally:
             process.kill()
             process.wait()
             store.close()
+
+
+@pytest.mark.parametrize("streams", [20])
+def test_S20_sigterm_lets_streams_finish_and_tells_the_rest(streams: int, tmp_path: Path) -> None:
+    """Told to stop with short and endless streams under way."""
+    with short_grace(tmp_path) as (running, process, log):
+        running.simulator.default(Script(pieces=("go", "on"), stall_after=3, stall=120.0))
+        endless = [RawClient(running) for _ in range(streams)]
+        for client in endless:
+            client.read_until(b'"go"')
+        running.simulator.default(Script(pieces=("go", "on"), stall_after=3, stall=1.0))
+        short = [RawClient(running) for _ in range(5)]
+        for client in short:
+            client.read_until(b'"go"')
+        process.send_signal(signal.SIGTERM)
+        for client in short:
+            client.read_until(b"data: [DONE]\n\n")
+        for client in endless:
+            said = client.read_rest()
+            assert b'"code": "server_shutdown"' in said
+            assert b"[DONE]" not in said
+        assert 0 == process.wait(20)
+        rows = store_rows(running.store)
+        assert streams + 5 == len(rows)
+        assert {(Outcome.SHUTDOWN, Basis.PARTIAL), (Outcome.OK, Basis.REPORTED)} == {
+            (row.outcome, row.basis) for row in rows
+        }
+        assert not running.store.open_leases()
+        assert b"Traceback" not in log.read_bytes()
+        for client in [*endless, *short]:
+            client.leave()
+
+
+def test_S20_a_client_that_does_not_read_keeps_no_server_from_stopping(tmp_path: Path) -> None:
+    """Neither one whose answer is under way, nor one that has not taken the end of a whole one."""
+    with short_grace(tmp_path) as (running, process, log):
+        running.simulator.default(Script(pieces=("x" * 60_000,) * 300))
+        with Unread(running) as stuck:
+            wait_for(lambda: len(running.simulator.calls) or None, "the call")
+            call = running.simulator.calls[0]
+            wait_until_it_stands(lambda: call.events_written)
+            process.send_signal(signal.SIGTERM)
+            # 3 s to finish, 1 s to be told, 1 s to take the rest.
+            assert 0 == process.wait(30)
+            (row,) = store_rows(running.store)
+            assert (Outcome.CLIENT_GONE, Basis.PARTIAL) == (row.outcome, row.basis)
+            assert not running.store.open_leases()
+            assert b"Traceback" not in log.read_bytes()
+            stuck.leave()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_S20_told_twice_it_ends_at_once_and_tells_everyone(
+    sign: signal.Signals, tmp_path: Path
+) -> None:
+    with short_grace(tmp_path) as (running, process, log):
+        running.simulator.default(Script(pieces=("go", "on"), stall_after=3, stall=120.0))
+        endless = [RawClient(running) for _ in range(5)]
+        for client in endless:
+            client.read_until(b'"go"')
+        process.send_signal(sign)
+        wait_for(lambda: b"Stopping" in log.read_bytes() or None, "the first signal")
+        again = time.monotonic()
+        process.send_signal(sign)
+        for client in endless:
+            assert b'"code": "server_shutdown"' in client.read_rest()
+            client.leave()
+        assert time.monotonic() - again < 2.5, "it waited for the three seconds of grace"
+        assert process.wait(10) in {0, 130}
+        rows = store_rows(running.store)
+        assert [(Outcome.SHUTDOWN, Basis.PARTIAL)] * 5 == [(r.outcome, r.basis) for r in rows]
+        assert b"Traceback" not in log.read_bytes()
+
+
+class Unread(RawClient):
+    """A client that asks and then does not read, with little room for what comes."""
+
+    def __init__(self, running: Running) -> None:
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.received = b""
+        self.ask(running)
+
+
+def wait_until_it_stands(count: Callable[[], int], during: float = 1.0) -> None:
+    """Wait until *count* has been the same for a while."""
+    before, since = -1, time.monotonic()
+    until = since + 20
+    while time.monotonic() - since < during:
+        assert time.monotonic() < until, "it goes on and on"
+        now = count()
+        if now != before:
+            before, since = now, time.monotonic()
+        time.sleep(0.02)
 
 
 def store_rows(store: SqliteStore) -> list[Any]:

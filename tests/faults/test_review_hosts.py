@@ -22,7 +22,8 @@ from bedrock_proxy.customers import UNLIMITED, Customer, Key
 from bedrock_proxy.ports import Ports
 from bedrock_proxy.store import every_row
 from bedrock_proxy.usage import Outcome
-from bedrock_proxy_adapters.hosts.asgi import Application, asgi_app, to_request
+from bedrock_proxy_adapters.hosts.asgi import Application, asgi_app
+from bedrock_proxy_adapters.hosts.asgi_requests import to_request
 from bedrock_proxy_adapters.hosts.wsgi import wsgi_app
 from bedrock_proxy_adapters.proxy import Passage, Proxy
 from bedrock_proxy_adapters.stores.memory import MemoryStore

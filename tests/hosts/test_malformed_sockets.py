@@ -26,7 +26,8 @@ from tests.flows import TOKEN
 from tests.hosts.malformed_app import make_proxy
 
 from bedrock_proxy.errors import ClientFault, Code
-from bedrock_proxy_adapters.hosts import asgi, wsgi
+from bedrock_proxy_adapters.cli.http11 import MAX_FRUITLESS, Http11Protocol
+from bedrock_proxy_adapters.hosts import asgi, asgi_requests, wsgi
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 20.0
@@ -50,7 +51,7 @@ def _uvicorn(parser: Any) -> Iterator[Server]:
         asgi.asgi_app(proxy),
         host="127.0.0.1",
         port=0,
-        http=parser,
+        http=Http11Protocol if parser == "serve" else parser,
         ws="none",
         loop="asyncio",
         lifespan="on",
@@ -116,7 +117,7 @@ def _gunicorn() -> Iterator[Server]:
         process.stderr.close()
 
 
-@pytest.fixture(scope="module", params=["h11", "httptools", "gunicorn"])
+@pytest.fixture(scope="module", params=["h11", "httptools", "serve", "gunicorn"])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     with _gunicorn() if request.param == "gunicorn" else _uvicorn(request.param) as running:
         yield running
@@ -228,6 +229,7 @@ def test_the_rows_the_servers_let_through_are_refused_by_us(server: Server) -> N
     """RELIABILITY.md says which: should a server learn to check them, this says so."""
     rows = {"h11": ["M18 65 headers", "M19 long query"],
             "httptools": ["M14 no host", "M18 one large header", "M18 65 headers", "M19 long path"],
+            "serve": ["M14 no host", "M18 one large header", "M18 65 headers", "M19 long path"],
             "gunicorn": ["M14 no host", "M18 65 headers"]}[server.name]  # fmt: skip
     for row in ROWS:
         if row.id in rows:
@@ -422,7 +424,7 @@ class Endless:
 
 
 async def _asgi(endless: Endless, limit: int) -> None:
-    await asgi._Body(endless.receive).receive(limit, 30.0)
+    await asgi_requests.Body(endless.receive).receive(limit, 30.0)
 
 
 async def _wsgi(endless: Endless, limit: int) -> None:
@@ -452,12 +454,92 @@ def test_M27_no_more_than_the_limit_and_64_KiB_are_held(read: Any, size: int) ->
     assert held <= limit + 65_536 + (limit // size + 1) * 64 + 32 * 1024
 
 
+GET = b"GET /healthz HTTP/1.1\r\nhost: h\r\n"
+CHUNKED = evolve(GOOD, framed=False, body=b"", headers=(("transfer-encoding", "chunked"),)).wire
+CHUNK = b"%x\r\n%b\r\n" % (len(VALID), VALID)
+
+ENDLESS = {
+    "headers": (GET, b"x-a: b\r\n" * 1_000),
+    "one header": (GET + b"x-a: ", b"b" * 10_000),
+    "name": (GET, b"b" * 10_000),
+    "url": (b"GET /", b"b" * 10_000),
+    "trailers": (CHUNKED + CHUNK + b"0\r\n", b"x-a: b\r\n" * 1_000),
+    "one trailer": (CHUNKED + CHUNK + b"0\r\nx-a: ", b"b" * 10_000),
+    "chunk extension": (CHUNKED + b"5;", b"b" * 10_000),
+}
+
+
+@pytest.mark.parametrize("server", ["h11", "serve"], indirect=True)
+@pytest.mark.parametrize("part", ENDLESS)
+def test_M18_M19_a_part_of_a_request_without_an_end_is_not_read_on(
+    server: Server, part: str
+) -> None:
+    begin, more = ENDLESS[part]
+    calls = server.calls()
+    most = 4 * 1024 * 1024  # the sockets of both sides take some of it
+    with connect(server) as wire:
+        sent = wire.send(begin)
+        try:
+            while sent < most:
+                sent += wire.send(more)
+        except OSError:
+            pass
+        assert sent < most, "it is still being read"
+    assert server.calls() == calls
+
+
+@pytest.mark.parametrize(("part", "status"), [("headers", 431), ("one header", 431), ("url", 414)])
+def test_M18_M19_a_head_without_an_end_is_refused_in_our_words(part: str, status: int) -> None:
+    begin, more = ENDLESS[part]
+    with _uvicorn("serve") as server, connect(server) as wire:
+        wire.sendall(begin)
+        for _ in range(MAX_FRUITLESS // len(more) + 1):
+            send(wire, more)
+        answer = receive(wire)
+        assert answer is not None
+        assert answer.ours is not None
+        assert (answer.status, answer.ours["code"]) == (status, "too_large")
+        assert answer.headers["connection"] == "close"
+        assert closed(wire, answer)
+
+
+@pytest.mark.parametrize("parts", [1, 2], ids=["at once", "in two"])
+def test_M36_a_credential_among_the_trailers_is_none(parts: int) -> None:
+    """RFC 9110, section 6.5.1: a trailer is no header, whenever it comes."""
+    head = CHUNKED.replace(b"authorization", b"x-nothing")
+    trailer = b"0\r\nauthorization: Bearer %b\r\n\r\n" % TOKEN.encode()
+    assert head != CHUNKED
+    with _uvicorn("serve") as server, connect(server) as wire:
+        if parts == 1:
+            wire.sendall(head + CHUNK + trailer)
+        else:
+            wire.sendall(head)
+            time.sleep(0.1)
+            send(wire, CHUNK + trailer)
+        answer = receive(wire)
+        assert answer is not None
+        assert (answer.status, server.calls()) == (401, 0)
+
+
+def test_many_requests_on_one_connection_are_not_taken_for_one_without_an_end() -> None:
+    small = CHUNKED + CHUNK + b"0\r\nx-trailer: there\r\n\r\n"
+    count = 2 * MAX_FRUITLESS // (len(small) - len(VALID))
+    with _uvicorn("serve") as server, connect(server) as wire:
+        rest = b""
+        for _ in range(count):
+            wire.sendall(small)
+            answer = receive(wire, rest)
+            assert answer is not None
+            assert answer.status == 200
+            rest = answer.rest
+
+
 def test_M42_a_token_in_the_query_is_in_no_log(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     row = next(row for row in CREDENTIALS if row.promise == "M42")
     with caplog.at_level("DEBUG"):
-        for parser in ("h11", "httptools"):
+        for parser in ("h11", "httptools", "serve"):
             with _uvicorn(parser) as server, connect(server) as wire:
                 wire.sendall(row.wire)
                 answer = receive(wire)

@@ -24,8 +24,8 @@ from bedrock_proxy.customers import DEFAULT_REQUESTS_PER_DAY, Customer, Key, Lim
 from bedrock_proxy.errors import ConfigurationError
 from bedrock_proxy.store import every_row
 from bedrock_proxy.usage import UsageRecord
-from bedrock_proxy_adapters.cli.output import table
-from bedrock_proxy_adapters.cli.server import GRACE, listening, server_for, url_of
+from bedrock_proxy_adapters.cli.output import table, url_of
+from bedrock_proxy_adapters.cli.server import GRACE, listening, server_for
 
 if TYPE_CHECKING:
     from bedrock_proxy_adapters.proxy import Proxy

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from errno import EADDRINUSE
@@ -67,6 +68,12 @@ def not_listening(host: str, port: int, error: OSError) -> ConfigurationError:
         " Choose another port with --port; 0 takes a free one." if error.errno == EADDRINUSE else ""
     )
     return ConfigurationError(f"Could not listen on {host}:{port}: {why}.{advice}")
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where *listener* is reached."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def note(text: str) -> None:

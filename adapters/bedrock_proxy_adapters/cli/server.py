@@ -1,13 +1,10 @@
 """``bedrock-proxy serve``: the proxy as it stands, on uvicorn."""
 
-import asyncio
 import contextlib
 import gc
 import logging
-import signal
 import socket
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -17,8 +14,8 @@ from bedrock_proxy_adapters.config import Settings, proxy_from_env, store_name
 from bedrock_proxy_adapters.loading import for_good
 
 if TYPE_CHECKING:
-    import uvicorn
-
+    from bedrock_proxy_adapters.cli.serving import Server
+    from bedrock_proxy_adapters.hosts.asgi import Application
     from bedrock_proxy_adapters.proxy import Proxy
 
 GRACE = 30.0
@@ -78,12 +75,18 @@ def run(proxy: "Proxy", listener: socket.socket) -> None:
         server.run(sockets=[listener])
 
 
+_NOT_WORTH_SAYING: Final = (
+    # That a client asked for another protocol, and which library would speak it: any client can,
+    # before it is known to anyone, and the operator has nothing to do about it.
+    "Unsupported upgrade",
+    "No supported WebSocket",
+    # An answer that was broken off is left so, which is what tells its client; the ledger says why.
+    "ASGI callable returned without completing response",
+)
+
+
 def _worth_saying(record: logging.LogRecord) -> bool:
-    """
-    Not that a client asked for another protocol, and which library would speak it: any client
-    can, before it is known to anyone, and the operator has nothing to do about it.
-    """
-    return not str(record.msg).startswith(("Unsupported upgrade", "No supported WebSocket"))
+    return not str(record.msg).startswith(_NOT_WORTH_SAYING)
 
 
 def _allow_files() -> None:
@@ -116,85 +119,17 @@ def listening(host: str, port: int) -> socket.socket:
         raise not_listening(host, port, error) from None
 
 
-def server_for(app: Any, *, announce: bool = True) -> "uvicorn.Server":
+def server_for(app: "Application", *, announce: bool = True) -> "Server":
     """
-    A uvicorn server for *app* that ends its streams before its connections.
-
-    uvicorn itself closes what it can on SIGTERM and sends ``lifespan.shutdown`` only
-    after every connection has ended: a stream would keep it waiting for ever.
+    A server for *app*; see :mod:`.serving`.
 
     Raises:
         ConfigurationError: uvicorn is not installed.
     """
     try:
-        import uvicorn
+        from bedrock_proxy_adapters.cli.serving import Server
     except ImportError:
         raise ConfigurationError(
             "Serving needs uvicorn: pip install 'bedrock-proxy[serve]'."
         ) from None
-    from bedrock_proxy_adapters.hosts.asgi import Application
-
-    class Server(uvicorn.Server):
-        """Stops in two steps: no new work is advertised, then everything ends."""
-
-        stopping: "asyncio.Future[Any] | None" = None
-        told = 0
-
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-            self.told += 1
-            if self.told > 1:
-                self.should_exit = True
-                self.force_exit = sig == signal.SIGINT
-                return
-            asyncio.get_running_loop().call_soon_threadsafe(self._begin)
-
-        def _begin(self) -> None:
-            self.stopping = asyncio.ensure_future(self._stop())
-
-        async def _stop(self) -> None:
-            if isinstance(app, Application):
-                if app.under_way:
-                    click.echo(
-                        f"Stopping: up to {GRACE:g} s for {app.under_way} request(s) under way.",
-                        err=True,
-                    )
-                await app.shutdown(GRACE)
-            self.should_exit = True
-
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        lifespan="on",
-        http=_protocol(),
-        ws="none",  # nothing here speaks it; a library for it may be installed all the same
-        timeout_keep_alive=75,
-        proxy_headers=False,  # nothing here depends on the client's address
-    )
-    server = Server(config)
-    startup = server.startup
-
-    async def announced(sockets: Any = None) -> None:
-        await startup(sockets=sockets)
-        if server.started and announce:
-            for listener in sockets or ():
-                click.echo(f"Listening on {url_of(listener)}", err=True)
-
-    server.startup = announced  # type: ignore[method-assign]
-    return server
-
-
-def _protocol() -> "type[asyncio.Protocol] | Literal['auto']":
-    """With uvicorn's faster parser, if it is there; the other one needs no help."""
-    try:
-        from bedrock_proxy_adapters.cli.upgrades import Http11Protocol
-    except ImportError:
-        return "auto"
-    return Http11Protocol
-
-
-def url_of(listener: socket.socket) -> str:
-    """Where *listener* is reached."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return Server(app, GRACE, announce=announce)

@@ -9,38 +9,35 @@ server, which cancels nothing, it runs in the server's). Only
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, MutableMapping
+import signal
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import FrameType
 from typing import Any, Final, TypeAlias, cast
 
-from bedrock_proxy import front
-from bedrock_proxy.drive import adrive
+from bedrock_proxy.drive import Shutdown, adrive
 from bedrock_proxy.effects import Admit, Effect, Finish, Follow, Release
-from bedrock_proxy.http import Head, Headers, Request
+from bedrock_proxy.http import Head, Headers
 from bedrock_proxy.memo import Memo
 from bedrock_proxy.ports import Answer, PortKind
+from bedrock_proxy_adapters.hosts.asgi_requests import Body, Message, Receive, Scope, to_request
 from bedrock_proxy_adapters.hosts.direct import Audible, Direct, Resumed
-from bedrock_proxy_adapters.hosts.paths import below
 from bedrock_proxy_adapters.hosts.watching import Watcher, Watchers
 from bedrock_proxy_adapters.proxy import Faces, Passage, Proxy, new_request_id
 
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_USUAL_NAME = 40
-"""Bytes of a header's name up to which it is remembered."""
-
-_NAMES: Final = Memo[bytes, str](lambda field: field.decode("latin-1").lower())
 _OCTETS: Final = Memo[str, bytes](lambda name: name.encode("latin-1"))
 
 _SENT: Final = object()
 
-_DISCARDED = 256 * 1024
-"""Bytes of an unwanted body that are read away, so that the refusal can be heard."""
+_STOPS: Final = "graceful shutdown"
+"""What uvicorn says when it cancels a request because it stops, not because its client left."""
+
+_LAST_WORD: Final = 5.0
+"""Seconds in which a request that is cancelled so may say that the server stops."""
 
 
 def asgi_app(proxy: Proxy) -> "Application":
@@ -49,10 +46,33 @@ def asgi_app(proxy: Proxy) -> "Application":
 
     On ``lifespan.shutdown`` it waits for what is under way (at most 30 s), then ends it.
     Servers send that only after their connections have ended: under someone else's
-    server, call :meth:`Proxy.shutdown` from its own signal handling, or set its graceful
-    timeout (uvicorn: ``timeout_graceful_shutdown``).
+    server, call :func:`end_on_sigterm`, and set its graceful timeout (uvicorn:
+    ``timeout_graceful_shutdown``).
     """
     return Application(proxy)
+
+
+def end_on_sigterm(app: "Application", grace: float) -> None:
+    """
+    From now on SIGTERM also ends the streams of *app*: they have *grace* seconds to finish, then
+    each says one terminal ``server_shutdown`` and is settled. Whatever handled the signal
+    before still does.
+
+    A server tells its applications that it stops only when their requests have ended, and one
+    that loses patience cancels these just as if their clients had left. Call this where the
+    application starts (its lifespan), on the main thread, with ten seconds less than the
+    server's graceful timeout.
+    """
+    loop = asyncio.get_running_loop()
+    before = signal.getsignal(signal.SIGTERM)
+    ending: set[asyncio.Task[int]] = set()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(lambda: ending.add(loop.create_task(app.shutdown(grace))))
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGTERM, handle)
 
 
 class Application:
@@ -65,6 +85,7 @@ class Application:
 
     Attributes:
         blocks: Whether any port may have to be called on a thread.
+        writing: Which requests wait for their client to read, each in its task.
     """
 
     def __init__(self, proxy: Proxy, *, holds: bool = True) -> None:
@@ -74,6 +95,7 @@ class Application:
         self.blocks = True
         self._pool: ThreadPoolExecutor | None = None
         self._held: set[asyncio.Task[None]] = set()
+        self.writing: dict[_Exchange, asyncio.Task[None]] = {}
         self._watchers: Watchers | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,6 +112,11 @@ class Application:
         """How many requests have not ended yet."""
         return self._proxy.under_way
 
+    @property
+    def write_timeout(self) -> float:
+        """Seconds a client may leave a write waiting."""
+        return self._proxy.write_timeout
+
     async def shutdown(self, deadline: float = 30.0, grace: float = 10.0) -> int:
         """
         :meth:`Proxy.shutdown` without blocking the event loop.
@@ -99,9 +126,19 @@ class Application:
         """
         self._proxy.stop_accepting()
         if not await self._quiet(deadline):
-            self._proxy.interrupt_all()
-            await self._quiet(grace)
+            await self.interrupt(grace)
         return self._proxy.under_way
+
+    async def interrupt(self, grace: float) -> None:
+        """
+        End what is under way: each reply is told so, and whoever does not read his has left when
+        half of *grace* is over, in seconds.
+        """
+        self._proxy.interrupt_all()
+        if not await self._quiet(grace / 2):
+            for exchange, task in list(self.writing.items()):
+                exchange.give_up(task)
+            await self._quiet(grace / 2)
 
     async def _quiet(self, seconds: float) -> bool:
         loop = asyncio.get_running_loop()
@@ -136,7 +173,7 @@ class Application:
         if watchers is None or watchers.loop is not loop:
             watchers = self._watchers = Watchers(loop)
         request = to_request(scope, self._proxy.base_path, new_request_id())
-        body = _Body(receive)
+        body = Body(receive)
         passage = self._proxy.passage(request, body, self._faces)
         watcher = body.watcher = Watcher(receive, passage, watchers)
         http1 = scope.get("http_version", "1.1").startswith("1")
@@ -163,7 +200,10 @@ class Application:
         try:
             await waiter
             flow.result()
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancelled:
+            if any(_STOPS in str(said) for said in cancelled.args):
+                passage.interrupts.post(Shutdown())
+                await asyncio.wait([flow], timeout=_LAST_WORD)
             if not flow.done():
                 passage.leave()
             raise
@@ -199,7 +239,7 @@ class _Exchange:
         self,
         app: Application,
         passage: Passage,
-        body: "_Body",
+        body: Body,
         send: Send,
         write_timeout: float,
         http1: bool,
@@ -289,15 +329,17 @@ class _Exchange:
     async def _sent(self, begun: Awaitable[None]) -> None:
         """Wait until what has been begun is sent; not for ever."""
         self._writing_since = self._loop.time()
+        task = cast("asyncio.Task[None]", asyncio.current_task())
         if self._timer is None:
-            self._arm(cast("asyncio.Task[None]", asyncio.current_task()), self._write_timeout)
+            self._arm(task, self._write_timeout)
+        self._app.writing[self] = task
         try:
             await begun
         except asyncio.CancelledError:
             if not self._stuck:
                 raise
-            # Our own timer: the reader stopped reading, which is a way to leave.
-            cast("asyncio.Task[None]", asyncio.current_task()).uncancel()
+            # Our own doing: the reader stopped reading, which is a way to leave.
+            task.uncancel()
             self._passage.leave()
             raise TimeoutError from None
         except Exception:
@@ -305,6 +347,13 @@ class _Exchange:
             raise
         finally:
             self._writing_since = None
+            del self._app.writing[self]
+
+    def give_up(self, task: "asyncio.Task[None]") -> None:
+        """The client does not read: it is taken to have left. *task* is where it is waited for."""
+        if not self._stuck:
+            self._stuck = True
+            task.cancel()
 
     async def _begin(self, said: Head) -> None:
         await self._body.discard()
@@ -332,8 +381,7 @@ class _Exchange:
             return
         waited = self._loop.time() - since
         if waited >= self._write_timeout:
-            self._stuck = True
-            task.cancel()
+            self.give_up(task)
         else:
             self._arm(task, self._write_timeout - waited)
 
@@ -343,71 +391,6 @@ async def _raised(error: Exception) -> None:
         raise error
     finally:
         del error  # the frame is known where it was raised
-
-
-class _Body:
-    """The request's body, read when the flow asks."""
-
-    kind: PortKind = "native"
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._started = False
-        self.watcher: Watcher | None = None
-
-    async def receive(self, limit: int, within: float) -> bytes:
-        self._started = True
-        reading = self._read(limit).__await__()
-        try:
-            try:
-                waits_for = next(reading)
-            except StopIteration as end:  # all of it was there: no timer was needed
-                whole: bytes = end.value
-                return whole
-            async with asyncio.timeout(within):
-                return await Resumed(waits_for, reading)
-        except TimeoutError:
-            raise front.body_late(within) from None
-        finally:
-            self._taken()
-
-    async def _read(self, limit: int) -> bytes:
-        pieces: list[bytes] = []
-        size = 0
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise front.body_torn()
-            piece = message.get("body", b"")
-            size += len(piece)
-            if size > limit:
-                raise front.too_large(limit)
-            pieces.append(piece)
-            if not message.get("more_body", False):
-                return b"".join(pieces)
-
-    def _taken(self) -> None:
-        watcher, self.watcher = self.watcher, None
-        if watcher is not None:
-            watcher.begin()
-
-    async def discard(self) -> None:
-        """Read away a body that nobody asked for, within reason, before the refusal."""
-        if self._started:
-            return
-        self._started = True
-        size = 0
-        try:
-            async with asyncio.timeout(0.5):
-                while size <= _DISCARDED:
-                    message = await self._receive()
-                    size += len(message.get("body", b""))
-                    if message["type"] != "http.request" or not message.get("more_body", False):
-                        break
-        except TimeoutError:
-            pass
-        finally:
-            self._taken()
 
 
 class _Pause:
@@ -431,35 +414,6 @@ async def _kept(asked: asyncio.Future[Any]) -> Any:
         if (error := asked.exception()) is not None:
             raise error from None
         raise
-
-
-def to_request(scope: Scope, base_path: str, request_id: str) -> Request:
-    """The scope as the core sees it."""
-    raw: bytes | None = scope.get("raw_path")
-    if raw:
-        path, decoded = raw.decode("latin-1").partition("?")[0], False
-    else:
-        path, decoded = scope["path"], True
-    headers = tuple(
-        [
-            (
-                _NAMES[name] if len(name) <= _USUAL_NAME else name.decode("latin-1").lower(),
-                value.decode("latin-1"),
-            )
-            for name, value in scope["headers"]
-        ]
-    )
-    if scope.get("http_version") == "1.0" and not any(name == "host" for name, _ in headers):
-        # HTTP/1.0 knows no Host; some health checks still speak it.
-        headers = (*headers, ("host", ""))
-    return Request(
-        request_id,
-        scope["method"].upper(),
-        below(path, scope.get("root_path", ""), base_path),
-        headers,
-        scope.get("query_string", b"").decode("latin-1"),
-        decoded,
-    )
 
 
 def _length(headers: Headers) -> int | None:

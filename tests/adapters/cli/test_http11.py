@@ -3,9 +3,11 @@
 import sys
 
 import pytest
+from tests.hosts.malformed_app import make_proxy
 
+from bedrock_proxy_adapters.cli.http11 import Http11Protocol, without_upgrade
 from bedrock_proxy_adapters.cli.server import server_for
-from bedrock_proxy_adapters.cli.upgrades import Http11Protocol, without_upgrade
+from bedrock_proxy_adapters.hosts.asgi import asgi_app
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
 
@@ -39,6 +41,7 @@ def test_a_head_that_has_not_ended_loses_it_too() -> None:
 def test_without_the_faster_parser_uvicorn_serves_with_its_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert server_for(None).config.http is Http11Protocol
-    monkeypatch.setitem(sys.modules, "bedrock_proxy_adapters.cli.upgrades", None)
-    assert server_for(None).config.http == "auto"
+    app = asgi_app(make_proxy()[0])
+    assert server_for(app).config.http is Http11Protocol
+    monkeypatch.setitem(sys.modules, "bedrock_proxy_adapters.cli.http11", None)
+    assert server_for(app).config.http == "auto"
