@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
 from bedrock_proxy_adapters.config import proxy_from_env
-from bedrock_proxy_adapters.hosts.asgi import asgi_app
+from bedrock_proxy_adapters.hosts.asgi import asgi_app, end_on_sigterm
 
 proxy = proxy_from_env()
 bedrock = asgi_app(proxy)
@@ -22,6 +22,7 @@ async def hello(request: Request) -> JSONResponse:
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     # Starlette does not tell mounted applications that it stops.
+    end_on_sigterm(bedrock, grace=20)
     yield
     await bedrock.shutdown()
     proxy.close()

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from bedrock_proxy_adapters.config import proxy_from_env
-from bedrock_proxy_adapters.hosts.asgi import asgi_app
+from bedrock_proxy_adapters.hosts.asgi import asgi_app, end_on_sigterm
 
 proxy = proxy_from_env()
 bedrock = asgi_app(proxy)
@@ -15,6 +15,7 @@ bedrock = asgi_app(proxy)
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     # FastAPI does not tell mounted applications that it stops.
+    end_on_sigterm(bedrock, grace=20)
     yield
     await bedrock.shutdown()
     proxy.close()
