@@ -6,10 +6,12 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
+from typing import Final
 
 import click
 from attrs import asdict, fields
 
+from bedrock_proxy.customers import CustomerNotFound
 from bedrock_proxy.store import By, Store, UsageSum, every_row
 from bedrock_proxy_adapters.cli.opened import existing_store
 from bedrock_proxy_adapters.cli.output import as_json, note, table, when
@@ -48,7 +50,7 @@ def ledger(
 ) -> None:
     """Print the usage rows, oldest first."""
     start, end = _period(start_date, end_date)
-    store = existing_store()
+    store = _store_that_knows(customer_id)
     rows = islice(every_row(store, customer_id=customer_id, start=start, end=end), limit)
     if as_json_:
         for row in rows:
@@ -72,7 +74,7 @@ def ledger(
         ),
     )
     if not count:
-        _nothing(store, customer_id)
+        note(_NOTHING)
 
 
 _SUMS = tuple(field.name for field in fields(UsageSum))
@@ -110,7 +112,7 @@ def usage(
     if as_json_ and shape not in {None, "json"}:
         raise click.UsageError(f"Say --json or --format {shape}, not both.")
     start, end = _period(start_date, end_date)
-    store = existing_store()
+    store = _store_that_knows(customer_id)
     sums = store.sum_usage(By(by), customer_id=customer_id, start=start, end=end)
     if as_json_ or shape == "json":
         for each in sums:
@@ -147,7 +149,7 @@ def usage(
             ),
         )
         if not sums:
-            _nothing(store, customer_id)
+            note(_NOTHING)
 
 
 def _altogether(sums: Sequence[UsageSum]) -> tuple[UsageSum, ...]:
@@ -158,11 +160,25 @@ def _altogether(sums: Sequence[UsageSum]) -> tuple[UsageSum, ...]:
     return (UsageSum(key="all", **counts),)
 
 
-def _nothing(store: Store, customer_id: str | None) -> None:
-    """Say why a list is empty: an unknown customer is a mistake, a quiet one is not."""
+_NOTHING: Final = "No usage in this period."
+
+
+def _store_that_knows(customer_id: str | None) -> Store:
+    """
+    The store, once it is sure that *customer_id* is no mistake: a program must not take one
+    for an empty bill. Rows count as much as the customer, whom somebody may have taken out.
+
+    Raises:
+        CustomerNotFound: It has neither.
+    """
+    store = existing_store()
     if customer_id is not None:
-        store.get_customer(customer_id)
-    note("No usage in this period.")
+        try:
+            store.get_customer(customer_id)
+        except CustomerNotFound:
+            if not store.list_rows(customer_id=customer_id, limit=1).items:
+                raise
+    return store
 
 
 @click.command()

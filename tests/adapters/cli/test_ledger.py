@@ -170,15 +170,43 @@ def test_a_wrong_day_is_a_sentence(
     assert said in answer.err
 
 
-@pytest.mark.parametrize("command", ["usage", "ledger"])
-def test_a_mistyped_customer_is_not_one_without_usage(
-    run: Run, rows: SqliteStore, command: str
+FORMATS = [
+    ("usage",),
+    ("usage", "--json"),
+    ("usage", "--format", "csv"),
+    ("ledger",),
+    ("ledger", "--json"),
+]
+
+
+@pytest.mark.parametrize("command", FORMATS, ids=" ".join)
+def test_a_mistyped_customer_is_an_error_in_every_format_and_nothing_is_printed(
+    run: Run, rows: SqliteStore, command: tuple[str, ...]
 ) -> None:
-    wrong = run(command, "--customer-id", "nobody")
-    assert (1, "There is no customer 'nobody'.") == (wrong.code, wrong.err)
-    quiet = run(command, "--customer-id", "cust_a", "--start-date", "2027-01-01")
+    wrong = run(*command, "--customer-id", "nobody")
+    assert (1, "", "There is no customer 'nobody'.") == (wrong.code, wrong.out, wrong.err)
+
+
+@pytest.mark.parametrize("command", FORMATS, ids=" ".join)
+def test_a_quiet_customer_is_no_error(
+    run: Run, rows: SqliteStore, command: tuple[str, ...]
+) -> None:
+    quiet = run(*command, "--customer-id", "cust_a", "--start-date", "2027-01-01")
     assert 0 == quiet.code
-    assert "No usage in this period." in quiet.err
+    if command[1:] == ():
+        assert "No usage in this period." in quiet.err
+
+
+@pytest.mark.parametrize("command", FORMATS, ids=" ".join)
+def test_rows_can_be_read_of_a_customer_whom_somebody_took_out_of_the_database(
+    run: Run, rows: SqliteStore, command: tuple[str, ...]
+) -> None:
+    for table, column in (("keys", "customer_id"), ("customers", "id")):
+        sql = f"DELETE FROM {table} WHERE {column} = 'cust_a'"
+        rows._database.writer().do(lambda connection, sql=sql: connection.execute(sql))
+    said = run(*command, "--customer-id", "cust_a")
+    assert 0 == said.code
+    assert "20" in said.out
 
 
 def test_two_formats_at_once_are_refused(run: Run, rows: SqliteStore) -> None:
