@@ -15,11 +15,14 @@ def create(as_json_: bool) -> None:
     Make the database that BEDROCK_PROXY_STORE names, if it is not there.
 
     A DynamoDB table is paid by request and gets point-in-time recovery and expiry; doing it
-    again completes what is missing. Other databases are also made when they are first used.
+    again completes what is missing. Other databases are also made when they are first used;
+    "Ready" says that they answered.
     """
     url = Settings.from_env().store
     opened = lasting_store(url)
     if not isinstance(opened, DynamoDBStore):
+        # A server that is away may be opened all the same; "Ready" is what scripts go by.
+        opened.list_customers(limit=1)
         as_json({"store": store_name(url)}) if as_json_ else click.echo(f"Ready: {store_name(url)}")
         return
     made = opened.create_table()

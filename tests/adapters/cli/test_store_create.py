@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tests.servers import dynamodb
+from tests.servers import dynamodb, redis
 
-from bedrock_proxy.errors import ConfigurationError
+from bedrock_proxy.errors import ConfigurationError, StoreUnavailable
 from bedrock_proxy_adapters.cli.create import create
 
 
@@ -70,6 +70,25 @@ def test_a_file_is_made_too(
     made = runner.invoke(create, [], catch_exceptions=False)
     assert made.output == f"Ready: {path}\n"
     assert path.exists()
+
+
+@pytest.mark.parametrize("options", ["", "?durability=accepted"])
+@pytest.mark.parametrize("given", [[], ["--json"]], ids=" ".join)
+def test_a_redis_that_is_not_there_is_not_ready(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, options: str, given: list[str]
+) -> None:
+    """A deploy script goes by the exit code."""
+    monkeypatch.setenv("BEDROCK_PROXY_STORE", f"redis://127.0.0.1:1/0{options}")
+    said = runner.invoke(create, given)
+    assert isinstance(said.exception, StoreUnavailable)
+    assert (1, "") == (said.exit_code, said.output)
+
+
+def test_a_redis_that_answers_is_ready(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    with redis.serving() as server:
+        monkeypatch.setenv("BEDROCK_PROXY_STORE", f"{server.url}/0")
+        said = runner.invoke(create, [], catch_exceptions=False)
+    assert f"Ready: {server.url}/0\n" == said.output
 
 
 def test_a_store_in_memory_cannot_be_made_ready(
