@@ -26,6 +26,7 @@ KEY_ID_BYTES: Final = 8
 
 _DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _EMPTY: Final = sha256()
+_PEPPERED: Final = b"v1:"
 _SECRET_LENGTH: Final = 43
 _CHECKSUM_LENGTH: Final = 6
 _OURS: Final = re.compile(r"bpk_[0-9A-Za-z]{49}\Z")
@@ -97,7 +98,12 @@ def digest(token: str, pepper: bytes | None) -> bytes:
             "BEDROCK_PROXY_PEPPER is set but empty. Give it a value, or unset it to store "
             "digests without a pepper."
         )
-    return b"v1:" + hmac.digest(pepper, token.encode(), "sha256").hex().encode()
+    return _PEPPERED + hmac.digest(pepper, token.encode(), "sha256").hex().encode()
+
+
+def is_peppered(stored: bytes) -> bool:
+    """Whether *stored*, a digest, was made under a pepper; under which, it does not tell."""
+    return stored.startswith(_PEPPERED)
 
 
 def _base62(number: int, length: int) -> str:

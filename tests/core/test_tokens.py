@@ -86,6 +86,11 @@ def test_a_digest_depends_on_the_pepper(one: bytes, other: bytes) -> None:
     assert tokens.digest(token, one) != tokens.digest(token, None)
 
 
+def test_a_digest_tells_whether_there_was_a_pepper() -> None:
+    assert tokens.is_peppered(tokens.digest("abc", b"Jefe"))
+    assert not tokens.is_peppered(tokens.digest("abc", None))
+
+
 def test_an_empty_pepper_is_a_mistake_not_a_choice() -> None:
     with pytest.raises(ConfigurationError, match="BEDROCK_PROXY_PEPPER"):
         tokens.digest("abc", b"")

@@ -1,8 +1,6 @@
 """``bedrock-proxy customers``: who may call, with which tokens, within which limits."""
 
-import os
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -10,18 +8,24 @@ from typing import Any, Final
 import click
 from attrs import asdict, evolve, fields
 
-from bedrock_proxy import tokens
 from bedrock_proxy.customers import (
     DEFAULT_GRACE_MS,
     DEFAULT_REQUESTS_PER_DAY,
     Customer,
     CustomerStatus,
-    Key,
     Limits,
 )
 from bedrock_proxy.errors import ClientFault, ConfigurationError
 from bedrock_proxy.models.names import parse_model_id
 from bedrock_proxy.store import every_customer
+from bedrock_proxy_adapters.cli.keys import (
+    KEEP,
+    expiry_option,
+    look_at_the_pepper,
+    mint,
+    new_key,
+    token_option,
+)
 from bedrock_proxy_adapters.cli.opened import existing_store, lasting_store
 from bedrock_proxy_adapters.cli.output import as_json, note, table, when
 from bedrock_proxy_adapters.config import Settings, store_name
@@ -79,37 +83,6 @@ def _limit_options(
     return options
 
 
-def _token_given(_: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """A token of the operator's own; ``-`` reads it from standard input."""
-    if value is None:
-        return None
-    token = sys.stdin.readline().strip() if value == "-" else value
-    if not tokens.check_shape(token):
-        raise click.BadParameter(
-            "must be 16 to 512 characters of A-Z a-z 0-9 . _ ~ + / = - (and a token that "
-            "begins with bpk_ must be one of ours).",
-            param=param,
-        )
-    return token
-
-
-_token_option = click.option(
-    "--token",
-    default=None,
-    callback=_token_given,
-    help="A token of your own, instead of a new one; - reads it from standard input.",
-)
-
-_expiry_option = click.option(
-    "--expires-in-days",
-    "days",
-    default=None,
-    metavar="NUMBER",
-    type=click.IntRange(1, 36_500),
-    help="Refuse the token after so many days; it is valid for ever otherwise.",
-)
-
-
 def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json_", is_flag=True, help="For programs.")(command)
 
@@ -122,8 +95,8 @@ def customers() -> None:
 @customers.command()
 @click.option("--name", required=True, help="Who it is.")
 @click.option("--email", required=True, help="Where they are reached.")
-@_token_option
-@_expiry_option
+@token_option
+@expiry_option
 @_limit_options({"requests_per_day": f"{DEFAULT_REQUESTS_PER_DAY:,}"})
 @_json_option
 def create(
@@ -141,7 +114,7 @@ def create(
     if not _is_email(email):
         raise click.BadParameter(f"{email!r} is not an e-mail address.", param_hint="--email")
     settings = Settings.from_env()
-    shown = tokens.mint(os.urandom(tokens.RANDOM_BYTES)) if token is None else token
+    shown = mint(token)
     now = _now()
     customer = Customer(
         id="cust_" + secrets.token_hex(8),
@@ -151,15 +124,17 @@ def create(
         models=_model_list(models),
         created_at=now,
     )
-    key = _new_key(shown, settings, now, days)
-    lasting_store(settings.store).create_customer(customer, key)
+    key = new_key(shown, settings, now, days)
+    store = lasting_store(settings.store)
+    look_at_the_pepper(store, settings)
+    store.create_customer(customer, key)
     if as_json_:
         as_json({"customer_id": customer.id, "key_id": key.key_id, "token": shown})
         return
     click.echo(f"customer_id: {customer.id}")
     click.echo(f"token:       {shown}")
     note(f"Limits: {_caps(customer.limits)}. Database: {store_name(settings.store)}")
-    note(_KEEP)
+    note(KEEP)
 
 
 @customers.command("list")
@@ -284,8 +259,8 @@ def update_limits(customer_id: str, models: tuple[str, ...], as_json_: bool, **c
 @customers.command("rotate-token")
 @click.argument("customer_id", metavar="CUSTOMER")
 @click.option("--key", "key_id", metavar="KEY", help="Which key; the newest otherwise.")
-@_token_option
-@_expiry_option
+@token_option
+@expiry_option
 @click.option(
     "--grace",
     default=DEFAULT_GRACE_MS // 1000,
@@ -310,8 +285,10 @@ def rotate_token(
             f"Customer {customer_id!r} has no token to rotate; give it one with "
             "`bedrock-proxy customers add-token`."
         )
-    shown = tokens.mint(os.urandom(tokens.RANDOM_BYTES)) if token is None else token
-    new = _new_key(shown, Settings.from_env(), now, days)
+    settings = Settings.from_env()
+    shown = mint(token)
+    new = new_key(shown, settings, now, days)
+    look_at_the_pepper(store, settings)
     old = store.rotate_key(customer_id, new, now, grace * 1000, key_id)
     if as_json_:
         as_json(
@@ -327,26 +304,28 @@ def rotate_token(
     click.echo(f"token:       {shown}")
     ends = f"ends {when(old.expires_at)}" if grace else "has ended"
     note(f"The old token ({old.key_id}) {ends}.")
-    note(_KEEP)
+    note(KEEP)
 
 
 @customers.command("add-token")
 @click.argument("customer_id", metavar="CUSTOMER")
-@_token_option
-@_expiry_option
+@token_option
+@expiry_option
 @_json_option
 def add_token(customer_id: str, token: str | None, days: int | None, as_json_: bool) -> None:
     """Give a customer one more token; up to four are valid side by side."""
     store, now = existing_store(), _now()
-    shown = tokens.mint(os.urandom(tokens.RANDOM_BYTES)) if token is None else token
-    key = _new_key(shown, Settings.from_env(), now, days)
+    settings = Settings.from_env()
+    shown = mint(token)
+    key = new_key(shown, settings, now, days)
+    look_at_the_pepper(store, settings)
     store.add_key(customer_id, key, now)
     if as_json_:
         as_json({"customer_id": customer_id, "key_id": key.key_id, "token": shown})
         return
     click.echo(f"key_id:      {key.key_id}")
     click.echo(f"token:       {shown}")
-    note(_KEEP)
+    note(KEEP)
 
 
 @customers.command("revoke-token")
@@ -418,22 +397,6 @@ def _caps(limits: Limits) -> str:
         if getattr(limits, name) is not None
     )
     return ", ".join(said) or "unlimited"
-
-
-_KEEP: Final = "Keep the token: it is not stored and cannot be shown again."
-
-_DAY_MS: Final = 86_400_000
-
-
-def _new_key(token: str, settings: Settings, now: int, days: int | None) -> Key:
-    pepper = None if settings.pepper is None else settings.pepper.encode()
-    key_id = tokens.mint_key_id(os.urandom(tokens.KEY_ID_BYTES))
-    return Key(
-        key_id=key_id,
-        digest=tokens.digest(token, pepper),
-        created_at=now,
-        expires_at=None if days is None else now + days * _DAY_MS,
-    )
 
 
 def _changed(limits: Limits, caps: dict[str, Any]) -> Limits:

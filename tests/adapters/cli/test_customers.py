@@ -7,7 +7,7 @@ import pytest
 from tests.adapters.cli.conftest import Run
 
 from bedrock_proxy import tokens
-from bedrock_proxy.customers import Limits
+from bedrock_proxy.customers import Customer, Key, Limits
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
 
 NAMED = ("--name", "Bob", "--email", "bob@example.com")
@@ -318,3 +318,66 @@ def test_a_peppered_token_is_found_only_under_the_same_pepper(
     token = run("customers", "create", *NAMED, "--json").json["token"]
     assert store.find_token(tokens.digest(token, b"salt and"), now()) is not None
     assert store.find_token(tokens.digest(token, None), now()) is None
+
+
+GIVING = ["create", "add-token", "rotate-token"]
+
+
+def give(run: Run, command: str, customer_id: str):  # type: ignore[no-untyped-def]
+    return run("customers", command, *(NAMED if command == "create" else [customer_id]), "--json")
+
+
+@pytest.mark.parametrize("command", GIVING)
+@pytest.mark.parametrize(
+    ("first", "then", "said"),
+    [("salt", None, "were made with a pepper"), (None, "salt", "were made without a pepper")],
+)
+def test_a_token_that_the_stores_server_will_not_know_is_given_with_a_warning(
+    run: Run,
+    store: SqliteStore,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    first: str | None,
+    then: str | None,
+    said: str,
+) -> None:
+    def pepper(value: str | None) -> None:
+        if value is None:
+            monkeypatch.delenv("BEDROCK_PROXY_PEPPER", raising=False)
+        else:
+            monkeypatch.setenv("BEDROCK_PROXY_PEPPER", value)
+
+    pepper(first)
+    ann = run("customers", "create", *NAMED, "--json")
+    same = give(run, command, ann.json["customer_id"])
+    assert ("", "") == (ann.err, same.err)
+    pepper(then)
+    other = give(run, command, ann.json["customer_id"])
+    assert 0 == other.code
+    assert said in other.err
+    assert "BEDROCK_PROXY_PEPPER" in other.err
+    assert "salt" not in other.err
+    once_more = give(run, command, ann.json["customer_id"])
+    assert "" == once_more.err, "there is one of this kind now"
+
+
+def test_only_the_first_customers_are_looked_at_for_their_pepper(
+    run: Run, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not take long where there are many."""
+    for number in range(30):
+        store.create_customer(
+            Customer(id=f"c{number:02}", name="n", email="e", created_at=1),
+            Key(key_id=f"k{number}", digest=tokens.digest(str(number), None), created_at=1),
+        )
+    asked: list[str] = []
+    list_keys = SqliteStore.list_keys
+
+    def counting(self: SqliteStore, customer_id: str) -> tuple[Key, ...]:
+        asked.append(customer_id)
+        return list_keys(self, customer_id)
+
+    monkeypatch.setattr(SqliteStore, "list_keys", counting)
+    monkeypatch.setenv("BEDROCK_PROXY_PEPPER", "salt")
+    assert "without a pepper" in run("customers", "create", *NAMED).err
+    assert [f"c{number:02}" for number in range(10)] == asked
