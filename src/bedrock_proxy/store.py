@@ -55,7 +55,8 @@ class UsageSum:
     Attributes:
         key: The UTC day (``2026-01-31``) or hour (``2026-01-31T13``) of admission, the
             canonical model id, or the customer id.
-        errors: Rows whose outcome is ``error``.
+        errors: Rows that :data:`~bedrock_proxy.usage.FAILED`: their outcome is ``error``,
+            ``timeout`` or ``shutdown``. One that the client left is none.
         estimated: Rows in state ``estimated``, which may still be corrected.
         cost_nanousd: Of the rows whose price is known, in nano-US-dollars.
         unpriced: Rows whose price is not known.

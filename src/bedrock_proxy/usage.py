@@ -107,6 +107,10 @@ class Outcome(StrEnum):
     SHUTDOWN = "shutdown"
 
 
+FAILED: Final = (Outcome.ERROR, Outcome.TIMEOUT, Outcome.SHUTDOWN)
+"""Outcomes with an error code: the client was told of one, or nobody was left to tell it."""
+
+
 @lean(kw_only=True)
 class UsageRecord:
     """

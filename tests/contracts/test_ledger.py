@@ -179,7 +179,7 @@ def fill(store: Any, seed: int = 1) -> None:
         fate = random.random()
         if fate < 0.7:
             cost = random.choice([None, random.randint(0, 10**9)])
-            outcome = random.choice([Outcome.OK, Outcome.ERROR])
+            outcome = random.choice(list(Outcome))
             store.finish(used(lease, random.randint(0, 500), cost, outcome=outcome), lease)
         elif fate < 0.85:
             store.reap(at + LEASE_MS)
@@ -259,7 +259,9 @@ def test_usage_sums_are_the_rows_added_up(store: Any, by: By) -> None:
         assert each.output_tokens == sum(row.output_tokens for row in group)
         assert each.cost_nanousd == sum(row.cost_nanousd or 0 for row in group)
         assert each.unpriced == sum(row.cost_nanousd is None for row in group)
-        assert each.errors == sum(row.outcome is Outcome.ERROR for row in group)
+        assert each.errors == sum(
+            row.outcome in {Outcome.ERROR, Outcome.TIMEOUT, Outcome.SHUTDOWN} for row in group
+        )
         assert each.estimated == sum(row.state is State.ESTIMATED for row in group)
 
 

@@ -3,7 +3,8 @@
 import csv
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from typing import Final
@@ -12,7 +13,7 @@ import click
 from attrs import asdict, fields
 
 from bedrock_proxy.customers import CustomerNotFound
-from bedrock_proxy.store import By, Store, UsageSum, every_row
+from bedrock_proxy.store import By, Store, UsageSum, every_customer, every_row
 from bedrock_proxy_adapters.cli.opened import existing_store
 from bedrock_proxy_adapters.cli.output import as_json, note, table, when
 
@@ -123,28 +124,11 @@ def usage(
         for each in sums:
             writer.writerow([_cell(getattr(each, name)) for name in _SUMS])
     else:
+        columns = _columns(sums, _names(store, sums) if By(by) is By.CUSTOMER else None)
         table(
+            (by.upper(), *(head for head, _ in columns)),
             (
-                by.upper(),
-                "REQUESTS",
-                "ERRORS",
-                "INPUT",
-                "OUTPUT",
-                "CACHE READ",
-                "CACHE WRITE",
-                "TOKENS",
-            ),
-            (
-                (
-                    each.key,
-                    each.requests,
-                    each.errors,
-                    each.input_tokens,
-                    each.output_tokens,
-                    each.cache_read_tokens,
-                    each.cache_write_5m_tokens + each.cache_write_1h_tokens,
-                    each.token_count,
-                )
+                (each.key, *(value(each) for _, value in columns))
                 for each in (*sums, *_altogether(sums))
             ),
         )
@@ -152,12 +136,48 @@ def usage(
             note(_NOTHING)
 
 
+_Column = tuple[str, Callable[[UsageSum], object]]
+
+
+def _columns(sums: Sequence[UsageSum], names: Mapping[str, str] | None) -> list[_Column]:
+    """What a table of *sums* shows beside their keys; estimates only where there are some."""
+    columns: list[_Column] = []
+    if names is not None:
+        names = {**names, _ALL: ""}
+        columns.append(("NAME", lambda each: names.get(each.key)))
+    columns.append(("REQUESTS", lambda each: each.requests))
+    columns.append(("ERRORS", lambda each: each.errors))
+    if any(each.estimated for each in sums):
+        columns.append(("ESTIMATED", lambda each: each.estimated))
+    return [
+        *columns,
+        ("INPUT", lambda each: each.input_tokens),
+        ("OUTPUT", lambda each: each.output_tokens),
+        ("CACHE READ", lambda each: each.cache_read_tokens),
+        ("CACHE WRITE", lambda each: each.cache_write_5m_tokens + each.cache_write_1h_tokens),
+        ("TOKENS", lambda each: each.token_count),
+    ]
+
+
+def _names(store: Store, sums: Sequence[UsageSum]) -> dict[str, str]:
+    """The names of the customers whose *sums* these are, as far as they are known."""
+    wanted = {each.key for each in sums}
+    if len(wanted) > 1:
+        return {each.id: each.name for each in every_customer(store) if each.id in wanted}
+    with suppress(CustomerNotFound):
+        return {key: store.get_customer(key).name for key in wanted}
+    return {}
+
+
+_ALL: Final = "all"
+
+
 def _altogether(sums: Sequence[UsageSum]) -> tuple[UsageSum, ...]:
     """One more line under a table of several."""
     if len(sums) < 2:
         return ()
     counts = {name: sum(getattr(each, name) for each in sums) for name in _SUMS if name != "key"}
-    return (UsageSum(key="all", **counts),)
+    return (UsageSum(key=_ALL, **counts),)
 
 
 _NOTHING: Final = "No usage in this period."

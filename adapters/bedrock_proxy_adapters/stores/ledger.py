@@ -10,7 +10,7 @@ from bedrock_proxy.accounts import Total
 from bedrock_proxy.admission import FRESH
 from bedrock_proxy.customers import UNLIMITED
 from bedrock_proxy.store import By, Page, UsageSum
-from bedrock_proxy.usage import LEDGER_FIELDS, UsageRecord
+from bedrock_proxy.usage import FAILED, LEDGER_FIELDS, UsageRecord
 from bedrock_proxy_adapters.stores import gate
 from bedrock_proxy_adapters.stores.rows import (
     columns_of,
@@ -39,8 +39,9 @@ LEFT JOIN gates g ON g.customer_id = asked.customer
 LEFT JOIN customers c ON c.id = asked.customer
 """
 
+_FAILED: Final = ", ".join(f"'{outcome}'" for outcome in FAILED)
 _SUM: Final = (
-    "count(*), sum(outcome = 'error'), sum(state = 'estimated'), sum(input_tokens),"
+    f"count(*), sum(outcome IN ({_FAILED})), sum(state = 'estimated'), sum(input_tokens),"
     " sum(output_tokens), sum(cache_read_tokens), sum(cache_write_5m_tokens),"
     " sum(cache_write_1h_tokens), sum(token_count), coalesce(sum(cost_nanousd), 0),"
     " sum(cost_nanousd IS NULL)"

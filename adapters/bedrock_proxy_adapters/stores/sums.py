@@ -9,7 +9,7 @@ from bedrock_proxy.admission import GateState, limit_states, rolled
 from bedrock_proxy.customers import Customer
 from bedrock_proxy.standing import Spent, Standing
 from bedrock_proxy.store import By, UsageSum
-from bedrock_proxy.usage import Outcome, State, UsageRecord
+from bedrock_proxy.usage import FAILED, State, UsageRecord
 
 
 def page_key(row: UsageRecord) -> str:
@@ -46,7 +46,7 @@ def _sum(key: str, rows: list[UsageRecord]) -> UsageSum:
     return UsageSum(
         key=key,
         requests=len(rows),
-        errors=sum(row.outcome is Outcome.ERROR for row in rows),
+        errors=sum(row.outcome in FAILED for row in rows),
         estimated=sum(row.state is State.ESTIMATED for row in rows),
         input_tokens=sum(row.input_tokens for row in rows),
         output_tokens=sum(row.output_tokens for row in rows),

@@ -5,6 +5,7 @@ import io
 from datetime import UTC, datetime
 
 import pytest
+from attrs import evolve
 from tests.adapters.cli.conftest import Run
 from tests.running import CLAUDE
 
@@ -144,6 +145,28 @@ def test_usage_adds_up_the_rows_and_every_format_says_the_same(
     assert by.upper() == table[0].split()[0]
     assert [key for key, _ in expected] == [line.split()[0] for line in table[1:-1]]
     assert ["all", "5", "1", "50", "100", "5", "25", "180"] == table[-1].split()
+
+
+def test_usage_by_customer_names_the_customers_to_people(run: Run, rows: SqliteStore) -> None:
+    rows.update_customer("cust_a", lambda customer: evolve(customer, name="Ann Lee"))
+    head, other, ann, altogether = run("usage", "--by", "customer").out.splitlines()
+    assert ["CUSTOMER", "NAME", "REQUESTS"] == head.split()[:3]
+    assert ["=cust_b", "=cust_b", "2"] == other.split()[:3]
+    assert ["cust_a", "Ann", "Lee", "3"] == ann.split()[:4]
+    assert ["all", "5"] == altogether.split()[:2]
+    [_, alone] = run("usage", "--by", "customer", "--customer-id", "cust_a").out.splitlines()
+    assert ["cust_a", "Ann", "Lee", "3"] == alone.split()[:4]
+
+
+def test_estimates_have_a_column_where_there_are_any(run: Run, rows: SqliteStore) -> None:
+    assert "ESTIMATED" not in run("usage").out
+    when = int(datetime.now(UTC).timestamp() * 1000) - 60_000
+    lease(rows, when)
+    run("reap")
+    head, *_, last, altogether = run("usage").out.splitlines()
+    assert ["DAY", "REQUESTS", "ERRORS", "ESTIMATED", "INPUT"] == head.split()[:5]
+    assert ["1", "1", "1"] == last.split()[1:4]
+    assert ["all", "6", "2", "1"] == altogether.split()[:4]
 
 
 def test_a_spreadsheet_takes_nothing_for_a_formula(run: Run, rows: SqliteStore) -> None:
