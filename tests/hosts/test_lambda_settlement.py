@@ -267,9 +267,15 @@ def test_a_function_whose_store_is_down_says_one_line_and_the_command_enters_it(
 
     monkeypatch.setenv("BEDROCK_PROXY_STORE", f"sqlite:///{tmp_path / 'proxy.db'}")
     states = []
-    for _ in range(2):
+    for entered in (1, 0):
         done = CliRunner().invoke(bedrock_proxy, ["enter", str(tmp_path / "err"), "--json"])
-        assert json.loads(done.stdout) == {"entered": 1, "unreadable": 0, "unknown_customer": 0}
+        assert json.loads(done.stdout) == {
+            "entered": entered,
+            "there_already": 1 - entered,
+            "different": 0,
+            "unreadable": 0,
+            "unknown_customer": 0,
+        }
         [row] = every_row(store)
         assert row.request_id == lease.request.request_id
         assert row.request_id == told.prelude["headers"]["x-request-id"]

@@ -50,7 +50,7 @@ def run(database: Path) -> Run:
     def run(*arguments: str, stdin: str | None = None) -> Said:
         result = CliRunner().invoke(bedrock_proxy, arguments, input=stdin)
         if isinstance(result.exception, BedrockProxyError):
-            return Said(1, result.stdout, str(result.exception), result.exception)
+            return Said(1, result.stdout, f"{result.stderr}{result.exception}", result.exception)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Said(result.exit_code, result.stdout, result.stderr, None)

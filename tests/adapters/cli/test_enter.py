@@ -46,7 +46,9 @@ def test_the_rows_of_a_log_are_entered_once_however_often_it_is_given(
     state = store.gate_state("ann")
     assert settled(store) == {"r0": 30, "r1": 31, "r2": 32}
     assert (state.day_requests, state.day_tokens) == (3, 93)
-    assert run("enter", "-", "--json", stdin=log.read_text()).json["entered"] == 3
+    again = run("enter", "-", "--json", stdin=log.read_text())
+    assert (again.json["entered"], again.json["there_already"], again.code) == (0, 3, 0)
+    assert run("enter", str(log)).out == "rows entered: 0\nthere already: 3\n"
     assert settled(store) == {"r0": 30, "r1": 31, "r2": 32}
     assert store.gate_state("ann") == state
 
@@ -94,7 +96,13 @@ def test_a_log_may_be_given_in_any_of_the_shapes_that_aws_has_for_it(
     shape,  # type: ignore[no-untyped-def]
 ) -> None:
     said = run("enter", "-", "--json", stdin=shape(lines))
-    assert said.json == {"entered": 3, "unreadable": 0, "unknown_customer": 0}
+    assert said.json == {
+        "entered": 3,
+        "there_already": 0,
+        "different": 0,
+        "unreadable": 0,
+        "unknown_customer": 0,
+    }
     assert settled(store) == {"r0": 30, "r1": 31, "r2": 32}
 
 
@@ -108,6 +116,60 @@ def test_A07_an_estimate_that_the_reaper_made_meanwhile_is_corrected_once(
         assert settled(store) == {"r0": 30, "r1": 31, "r2": 32}
         assert {row.basis for row in every_row(store)} == {Basis.REPORTED}
         assert store.gate_state("ann").day_tokens == 93
+
+
+def test_what_the_ledger_says_otherwise_is_told_and_stays(
+    run: Run, store: SqliteStore, leases: list[Lease], lines: list[str]
+) -> None:
+    run("enter", "-", stdin="\n".join(lines))
+    before = store.gate_state("ann")
+    other = unsettled_line(used(leases[1], 77), leases[1])
+    said = run("enter", "-", stdin=f"START\n{lines[0]}\n{other}\n")
+    assert said.code == 1
+    assert "rows entered: 0\nthere already: 1\n" == said.out
+    assert "1 of the rows could not be entered: 0 cannot be read or cannot be right, 0 are of " in (
+        said.err
+    )
+    assert "1 differ from the ledger" in said.err
+    assert "Line 3: the ledger has other figures for r1, which stay." in said.err
+    assert settled(store) == {"r0": 30, "r1": 31, "r2": 32}
+    assert store.gate_state("ann") == before
+
+
+def test_an_estimate_that_the_truth_has_overtaken_is_there_already(
+    run: Run, store: SqliteStore, leases: list[Lease], lines: list[str]
+) -> None:
+    run("enter", "-", stdin=lines[0])
+    guess = used(leases[0], 99, basis=Basis.ESTIMATED, state=State.ESTIMATED)
+    said = run("enter", "-", "--json", stdin=unsettled_line(guess, leases[0]))
+    assert (said.code, said.json["there_already"], said.json["entered"]) == (0, 1, 0)
+    assert settled(store) == {"r0": 30}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"token_count": 1}, "token_count of r0 is 1, but its counts add up to 30."),
+        ({"admitted_at": 1}, "admitted_at of r0 is 1970-01-01 00:00:00Z"),
+        ({"admitted_at": 1_768_000_000}, "admitted_at of r0 is 1970-01-21 11:06:40Z"),
+        ({"admitted_at": 10**14}, "admitted_at of r0 is 5138-11-16 09:46:40Z"),
+        ({"admitted_at": 10**30}, "admitted_at of r0 is no time"),
+    ],
+    ids=str,
+)
+def test_a_row_that_cannot_be_right_is_refused_by_its_line(
+    run: Run,
+    store: SqliteStore,
+    leases: list[Lease],
+    lines: list[str],
+    changed: dict[str, int],
+    said: str,
+) -> None:
+    wrong = UNSETTLED + json.dumps({**used(leases[0]).as_dict(), **changed})
+    refused = run("enter", "-", stdin=f"START\n{lines[1]}\n{wrong}\n")
+    assert refused.code == 1
+    assert f"Line 3: {said}" in refused.err
+    assert settled(store) == {"r1": 31}
 
 
 @pytest.mark.parametrize(
@@ -130,6 +192,7 @@ def test_a_line_that_cannot_be_read_is_counted_and_holds_up_no_other(
     said = run("enter", "-", stdin="\n".join([lines[0], bad, *lines[1:]]))
     assert said.code == 1
     assert "1 of the rows could not be entered: 1 cannot be read" in said.err
+    assert "Line 2: the row cannot be read." in said.err
     assert settled(store) == {"r0": 30, "r1": 31, "r2": 32}
 
 
