@@ -12,7 +12,7 @@ from tests.e2e import tools
 from tests.running import ROOT, TOKEN, add_customer, free_port, server_environment
 
 from bedrock_proxy.store import every_row
-from bedrock_proxy.usage import Outcome
+from bedrock_proxy.usage import Basis, Outcome
 from bedrock_proxy_adapters.simulator import RunningSimulator, start_in_thread
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
 
@@ -67,6 +67,18 @@ def _overview() -> str:
     return (EXAMPLES / "README.md").read_text()
 
 
+STOPPED = """
+TOKEN=$(bedrock-proxy customers create --name Bob --email bob@example.com --json |
+    python3 -c 'import json, sys; print(json.load(sys.stdin)["token"])')
+curl -sN --max-time 4 http://127.0.0.1:8080/bedrock -H "Authorization: Bearer $TOKEN" \\
+    -H 'Content-Type: application/json' -d '{"modelId": "anthropic.claude-3-haiku-20240307-v1:0",
+        "stream": true, "anthropic_version": "bedrock-2023-05-31", "max_tokens": 1024,
+        "messages": [{"role": "user", "content": "Say hello."}]}'
+for _ in $(seq 60); do bedrock-proxy ledger --json | grep -q client_gone && break; sleep 0.5; done
+"""
+"""Someone without the tutorial's limit presses *Stop* in the middle."""
+
+
 def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     tools.curl()
     steps = ["set -u", "trap 'kill $(jobs -p)' EXIT"]
@@ -81,7 +93,7 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
             )
         else:
             steps.append(block)
-    script = "\n".join(steps)
+    script = "\n".join([*steps, STOPPED])
     for port in ("9090", "8080"):
         script = script.replace(port, str(free_port()))
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "BEDROCK_PROXY_"))}
@@ -100,7 +112,9 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     assert 1 == ran.stdout.count('"code": "rate_limited"')
     store = SqliteStore(tmp_path / "first-stream.db")
     try:
-        assert [Outcome.OK, Outcome.OK] == [row.outcome for row in every_row(store)]
+        *_, stopped = rows = list(every_row(store))
+        assert [Outcome.OK, Outcome.OK, Outcome.CLIENT_GONE] == [row.outcome for row in rows]
+        assert (50, Basis.REPORTED) == (stopped.output_tokens, stopped.basis)
     finally:
         store.close()
 
