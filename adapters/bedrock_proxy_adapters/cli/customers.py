@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any
 
 import click
 from attrs import asdict, evolve, fields
@@ -15,8 +15,7 @@ from bedrock_proxy.customers import (
     CustomerStatus,
     Limits,
 )
-from bedrock_proxy.errors import ClientFault, ConfigurationError
-from bedrock_proxy.models.names import parse_model_id
+from bedrock_proxy.errors import ConfigurationError
 from bedrock_proxy.store import every_customer
 from bedrock_proxy_adapters.cli.keys import (
     KEEP,
@@ -26,61 +25,17 @@ from bedrock_proxy_adapters.cli.keys import (
     new_key,
     token_option,
 )
+from bedrock_proxy_adapters.cli.limits import (
+    LIMITS,
+    cap,
+    limit_options,
+    model_list,
+    told,
+    with_caps,
+)
 from bedrock_proxy_adapters.cli.opened import existing_store, lasting_store
 from bedrock_proxy_adapters.cli.output import as_json, note, table, when
 from bedrock_proxy_adapters.config import Settings, store_name
-
-_LIMITS: Final = {
-    "requests_per_minute": "Requests a minute, sustained.",
-    "burst": "Requests that may come at once; as many as a minute's where not given.",
-    "tokens_per_minute": "Tokens a minute, input and output together.",
-    "concurrency": "Requests under way at once.",
-    "requests_per_day": "Requests a UTC day.",
-    "tokens_per_day": "Tokens a UTC day.",
-    "tokens_per_month": "Tokens a UTC month.",
-}
-"""The limits that can be set here; money follows when there are prices."""
-
-
-def _cap_given(_: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
-    """A whole number, ``unlimited``, or None where the option was not given."""
-    if value is None or value == "unlimited":
-        return value
-    if value.isascii() and value.isdecimal() and len(value) <= 15:
-        return int(value)
-    raise click.BadParameter(f"{value!r} is neither a whole number nor 'unlimited'.", param=param)
-
-
-_models_option = click.option(
-    "--models",
-    multiple=True,
-    metavar="ID[,ID...]",
-    help="The only models the customer may call; 'all' lifts the list.",
-)
-
-
-def _limit_options(
-    defaults: dict[str, str] | None = None,
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Every limit as an option; *defaults* are what the help says of those not given."""
-
-    def options(command: Callable[..., Any]) -> Callable[..., Any]:
-        command = _models_option(command)
-        for name, meaning in reversed(_LIMITS.items()):
-            default = (
-                None if defaults is None or name == "burst" else defaults.get(name, "unlimited")
-            )
-            option = click.option(
-                "--" + name.replace("_", "-"),
-                name,
-                metavar="NUMBER|unlimited",
-                callback=_cap_given,
-                help=meaning if default is None else f"{meaning} Default: {default}.",
-            )
-            command = option(command)
-        return command
-
-    return options
 
 
 def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,7 +52,7 @@ def customers() -> None:
 @click.option("--email", required=True, help="Where they are reached.")
 @token_option
 @expiry_option
-@_limit_options({"requests_per_day": f"{DEFAULT_REQUESTS_PER_DAY:,}"})
+@limit_options({"requests_per_day": f"{DEFAULT_REQUESTS_PER_DAY:,}"})
 @_json_option
 def create(
     name: str,
@@ -113,6 +68,10 @@ def create(
         raise click.BadParameter("must be a name that can be printed.", param_hint="--name")
     if not _is_email(email):
         raise click.BadParameter(f"{email!r} is not an e-mail address.", param_hint="--email")
+    try:
+        limits = with_caps(Limits(requests_per_day=DEFAULT_REQUESTS_PER_DAY), caps)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from None
     settings = Settings.from_env()
     shown = mint(token)
     now = _now()
@@ -120,8 +79,8 @@ def create(
         id="cust_" + secrets.token_hex(8),
         name=name.strip(),
         email=email,
-        limits=_changed(Limits(requests_per_day=DEFAULT_REQUESTS_PER_DAY), caps),
-        models=_model_list(models),
+        limits=limits,
+        models=model_list(models),
         created_at=now,
     )
     key = new_key(shown, settings, now, days)
@@ -133,7 +92,7 @@ def create(
         return
     click.echo(f"customer_id: {customer.id}")
     click.echo(f"token:       {shown}")
-    note(f"Limits: {_caps(customer.limits)}. Database: {store_name(settings.store)}")
+    note(f"Limits: {told(customer.limits)}. Database: {store_name(settings.store)}")
     note(KEEP)
 
 
@@ -170,7 +129,7 @@ def list_(limit: int, after: str | None, everyone: bool, as_json_: bool) -> None
                     c.name,
                     c.email,
                     c.status,
-                    _cap(c.limits.requests_per_day),
+                    cap(c.limits.requests_per_day),
                     when(c.created_at),
                 )
                 for c in items
@@ -222,8 +181,8 @@ def show(customer_id: str, as_json_: bool) -> None:
     table(
         ("LIMIT", "CAP", "REMAINING"),
         (
-            (name.replace("_", " "), _cap(getattr(customer.limits, name)), remaining.get(name))
-            for name in _LIMITS
+            (name.replace("_", " "), cap(getattr(customer.limits, name)), remaining.get(name))
+            for name in LIMITS
             if name != "burst" or customer.limits.burst is not None
         ),
     )
@@ -236,7 +195,7 @@ def show(customer_id: str, as_json_: bool) -> None:
 
 @customers.command("update-limits")
 @click.argument("customer_id", metavar="CUSTOMER")
-@_limit_options()
+@limit_options()
 @_json_option
 def update_limits(customer_id: str, models: tuple[str, ...], as_json_: bool, **caps: Any) -> None:
     """
@@ -247,13 +206,19 @@ def update_limits(customer_id: str, models: tuple[str, ...], as_json_: bool, **c
     """
     if not models and all(cap is None for cap in caps.values()):
         raise click.UsageError("Name at least one limit, or --models, to change.")
-    allowed = _model_list(models)
+    allowed = model_list(models)
+    lifted: int | None = None
 
     def change(customer: Customer) -> Customer:
-        changed = evolve(customer, limits=_changed(customer.limits, caps))
+        nonlocal lifted
+        changed = evolve(customer, limits=with_caps(customer.limits, caps))
+        went_along = changed.limits.burst is None and caps["burst"] is None
+        lifted = customer.limits.burst if went_along else None
         return evolve(changed, models=allowed) if models else changed
 
     _said(existing_store().update_customer(customer_id, change), as_json_)
+    if lifted is not None:
+        note(f"The burst of {lifted:,} went with the requests a minute, to which it belonged.")
 
 
 @customers.command("rotate-token")
@@ -387,35 +352,7 @@ def _said(customer: Customer, as_json_: bool) -> None:
     if as_json_:
         as_json(_plain(customer))
         return
-    click.echo(f"{customer.id}  {customer.status}  {_caps(customer.limits)}")
-
-
-def _caps(limits: Limits) -> str:
-    said = (
-        f"{name.replace('_', ' ')} {getattr(limits, name):,}"
-        for name in _LIMITS
-        if getattr(limits, name) is not None
-    )
-    return ", ".join(said) or "unlimited"
-
-
-def _changed(limits: Limits, caps: dict[str, Any]) -> Limits:
-    given = {
-        name: None if cap == "unlimited" else cap for name, cap in caps.items() if cap is not None
-    }
-    return evolve(limits, **given)
-
-
-def _model_list(given: tuple[str, ...]) -> frozenset[str] | None:
-    names = [name.strip() for value in given for name in value.split(",") if name.strip()]
-    if not given or names == ["all"]:
-        return None
-    if not names or "all" in names:
-        raise click.BadParameter("must be model ids, or 'all' alone.", param_hint="--models")
-    try:
-        return frozenset(parse_model_id(name).canonical for name in names)
-    except ClientFault as fault:
-        raise click.BadParameter(fault.message, param_hint="--models") from None
+    click.echo(f"{customer.id}  {customer.status}  {told(customer.limits)}")
 
 
 def _plain(customer: Customer) -> dict[str, object]:
@@ -428,10 +365,6 @@ def _plain(customer: Customer) -> dict[str, object]:
         "models": None if customer.models is None else sorted(customer.models),
         "created_at": customer.created_at,
     }
-
-
-def _cap(value: int | None) -> str:
-    return "unlimited" if value is None else f"{value:,}"
 
 
 def _is_email(text: str) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import time
 
 import pytest
+from attrs import evolve
 from tests.adapters.cli.conftest import Run
 
 from bedrock_proxy import tokens
@@ -69,6 +70,35 @@ def test_every_limit_can_be_set_changed_and_lifted(run: Run, store: SqliteStore)
     assert Limits() == store.get_customer(customer_id).limits
 
 
+def test_a_burst_belongs_to_the_requests_a_minute(run: Run, store: SqliteStore) -> None:
+    given = ("--requests-per-minute", "60", "--burst", "5", "--json")
+    customer_id = run("customers", "create", *NAMED, *given).json["customer_id"]
+    update = ("customers", "update-limits", customer_id)
+    assert 2 == run(*update, "--burst", "0").code
+    lifted = run(*update, "--requests-per-minute", "unlimited")
+    assert "The burst of 5 went with the requests a minute" in lifted.err
+    assert Limits(requests_per_day=1_000) == store.get_customer(customer_id).limits
+    alone = run(*update, "--burst", "6")
+    assert 1 == alone.code
+    assert "--burst limits nothing without --requests-per-minute" in alone.err
+    assert Limits(requests_per_day=1_000) == store.get_customer(customer_id).limits
+    both = run(*update, "--requests-per-minute", "60", "--burst", "6")
+    assert (0, "") == (both.code, both.err)
+
+
+def test_a_customer_who_has_a_burst_alone_can_be_changed(
+    run: Run, store: SqliteStore, ann: dict[str, str]
+) -> None:
+    """Earlier versions made such customers."""
+    alone = Limits(burst=5)
+    store.update_customer(ann["customer_id"], lambda customer: evolve(customer, limits=alone))
+    update = ("customers", "update-limits", ann["customer_id"])
+    assert 0 == run(*update, "--concurrency", "3").code
+    assert Limits(burst=5, concurrency=3) == store.get_customer(ann["customer_id"]).limits
+    assert 0 == run(*update, "--burst", "unlimited").code
+    assert Limits(concurrency=3) == store.get_customer(ann["customer_id"]).limits
+
+
 def test_models_are_kept_by_their_canonical_names_and_all_lifts_the_list(
     run: Run, store: SqliteStore, ann: dict[str, str]
 ) -> None:
@@ -82,7 +112,7 @@ def test_models_are_kept_by_their_canonical_names_and_all_lifts_the_list(
     assert {"amazon.nova-lite-v1:0", "amazon.nova-pro-v1:0"} == store.get_customer(
         ann["customer_id"]
     ).models
-    run("customers", "update-limits", ann["customer_id"], "--burst", "3")
+    assert 0 == run("customers", "update-limits", ann["customer_id"], "--concurrency", "3").code
     assert store.get_customer(ann["customer_id"]).models is not None, "not named: it stays"
     run(*update, "all")
     assert store.get_customer(ann["customer_id"]).models is None
@@ -98,6 +128,9 @@ def test_models_are_kept_by_their_canonical_names_and_all_lifts_the_list(
         ((*NAMED, "--requests-per-day", "-1"), "--requests-per-day"),
         ((*NAMED, "--requests-per-day", "1.5"), "--requests-per-day"),
         ((*NAMED, "--burst", "1" * 16), "--burst"),
+        ((*NAMED, "--burst", "5"), "--burst limits nothing without --requests-per-minute"),
+        ((*NAMED, "--requests-per-minute", "9", "--burst", "0"), "0 would refuse every request"),
+        ((*NAMED, "--tokens-per-minute", "9" * 20), "is too large: a limit has at most 15 digits"),
         ((*NAMED, "--concurrency", "\u0663"), "--concurrency"),
         ((*NAMED, "--models", ","), "--models"),
         ((*NAMED, "--models", "all,amazon.nova-lite-v1:0"), "--models"),

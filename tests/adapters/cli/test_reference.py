@@ -12,7 +12,7 @@ from bedrock_proxy.errors import Code, ProxyError
 from bedrock_proxy.routes import ROUTES
 from bedrock_proxy.usage import LEDGER_FIELDS
 from bedrock_proxy_adapters.cli import bedrock_proxy
-from bedrock_proxy_adapters.cli.customers import _LIMITS
+from bedrock_proxy_adapters.cli.limits import LIMITS
 
 REFERENCE = Path(__file__).resolve().parents[3] / "docs/reference"
 
@@ -87,7 +87,7 @@ def test_the_errors_page_lists_every_limit() -> None:
     assert [str(limit) for limit in Limit] == re.findall(
         r"^\| `(\w+)` \| [a-z]", page, re.MULTILINE
     )
-    assert set(_LIMITS) - {"burst"} <= {str(limit) for limit in Limit}
+    assert set(LIMITS) - {"burst"} <= {str(limit) for limit in Limit}
 
 
 def test_the_ledger_page_lists_every_field_in_order() -> None:
