@@ -241,6 +241,11 @@ def store_path(url: str) -> Path | None:
         return None
     parts = urlsplit(url)
     if parts.scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
+        if "?" in url or "#" in url:
+            raise ConfigurationError(
+                f"The store {url!r} has options, and SQLite's has none. In a file's name ? is "
+                "written as %3F, and # as %23."
+            )
         # As in SQLAlchemy's URLs: three slashes are relative, four absolute.
         return Path(unquote(parts.path[1:])).absolute()
     raise ConfigurationError(

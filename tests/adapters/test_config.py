@@ -141,6 +141,7 @@ def test_the_defaults_are_those_of_the_rules() -> None:
         ("sqlite:///./b/a.db", Path("b/a.db")),
         ("sqlite:////var/lib/a.db", Path("/var/lib/a.db")),
         ("sqlite:///a%20b.db", Path("a b.db")),
+        ("sqlite:///a%3Fb%23.db", Path("a?b#.db")),
     ],
 )
 def test_a_store_url_names_a_file(url: str, path: Path | None) -> None:
@@ -153,6 +154,12 @@ def test_a_store_url_names_a_file(url: str, path: Path | None) -> None:
 def test_what_is_no_store_url_is_refused_with_the_ways_to_write_one(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"sqlite:////absolute\.db"):
         store_path(url)
+
+
+@pytest.mark.parametrize("rest", ["?mode=ro", "?", "#ro", "#"])
+def test_options_that_sqlite_does_not_have_are_refused_not_dropped(rest: str) -> None:
+    with pytest.raises(ConfigurationError, match="has options, and SQLite's has none"):
+        store_path(f"sqlite:///x.db{rest}")
 
 
 def test_stores_are_opened_by_their_urls(tmp_path: Path) -> None:
