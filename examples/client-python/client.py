@@ -178,6 +178,9 @@ def main() -> int:
     if len(sys.argv) < 2:
         print(__doc__, file=sys.stderr)
         return 2
+    if not os.environ.get("TOKEN"):
+        print("Set TOKEN to a token; `bedrock-proxy customers create` makes one.", file=sys.stderr)
+        return 2
     client = Client(sys.argv[1], os.environ["TOKEN"])
     request = {
         "modelId": os.environ.get("MODEL", "anthropic.claude-3-haiku-20240307-v1:0"),

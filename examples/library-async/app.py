@@ -24,6 +24,9 @@ async def ask(answer: AsyncAnswer, prompt: str) -> str:
 
 
 async def main(prompts: list[str]) -> int:
+    if not os.environ.get("TOKEN"):
+        print("Set TOKEN to a token; `bedrock-proxy customers create` makes one.", file=sys.stderr)
+        return 2
     proxy = proxy_from_env()
     answer = async_answers(proxy)
     try:

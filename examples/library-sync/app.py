@@ -12,6 +12,9 @@ MODEL = os.environ.get("MODEL", "anthropic.claude-3-haiku-20240307-v1:0")
 
 
 def main(prompt: str) -> int:
+    if not os.environ.get("TOKEN"):
+        print("Set TOKEN to a token; `bedrock-proxy customers create` makes one.", file=sys.stderr)
+        return 2
     proxy = proxy_from_env()
     answer = answers(proxy)
     request = {

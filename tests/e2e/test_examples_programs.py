@@ -280,6 +280,25 @@ def test_python_the_command_prints_the_text(running: Running) -> None:
     assert (1, "unauthorized: The token is not valid.") == (ran.returncode, ran.stderr.strip())
 
 
+@pytest.mark.parametrize(
+    "example", ["client-python/client.py", "library-sync/app.py", "library-async/app.py"]
+)
+def test_a_program_without_a_token_says_how_to_get_one(tmp_path: Path, example: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, str(EXAMPLES / example), "http://127.0.0.1:1/bedrock"],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "TOKEN"}
+        | {"PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    said = "Set TOKEN to a token; `bedrock-proxy customers create` makes one.\n"
+    assert (2, "", said) == (ran.returncode, ran.stdout, ran.stderr)
+    assert [] == list(tmp_path.iterdir())
+
+
 def curl(running: Running, *words: str, token: str = TOKEN) -> Any:
     tools.curl()
     script = str(EXAMPLES / "client-curl" / "ask.sh")
