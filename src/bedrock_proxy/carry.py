@@ -125,7 +125,7 @@ def _drain(course: Course, reply: UpstreamReply, translation: Translation) -> Fl
         if left <= 0:
             return True
         yield from renew(course, now)
-        within = min(left, course.rules.ping_every)
+        within = min(left, course.rules.ping_every, max(0.0, course.renew_at - now))
         try:
             if course.upstream is None:
                 head = yield from ask(Begin(reply, within))

@@ -23,7 +23,7 @@ class Course:
     Attributes:
         key: What the request came with.
         states: The customer's limits as they stood when it was admitted.
-        renewed_at: When the lease was last made or renewed, in seconds (monotonic).
+        renew_at: When the lease is to be renewed, in seconds (monotonic).
         attempts: How often Bedrock was called.
         head_said: Whether the reply's status is out.
         first_byte: When it was, in seconds (monotonic).
@@ -44,7 +44,7 @@ class Course:
     lease: Lease
     key: Key
     states: Sequence[LimitState]
-    renewed_at: float
+    renew_at: float
     attempts: int = 0
     head_said: bool = False
     first_byte: float | None = None

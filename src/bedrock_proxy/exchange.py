@@ -176,9 +176,8 @@ def _admitted(
         raise
     if isinstance(grant, Refusal):
         raise limits.refused(grant)
-    course = Course(
-        request, rules, call, arrived, grant.lease, owner.key, grant.limits, arrived.monotonic
-    )
+    renew_at = arrived.monotonic + rules.lease_ms / 2000
+    course = Course(request, rules, call, arrived, grant.lease, owner.key, grant.limits, renew_at)
     return (yield from _settled(course))
 
 

@@ -41,6 +41,13 @@ T = TypeVar("T")
 
 _MAX_ERROR_BODY: Final = 64 * 1024
 
+_RETRY_RENEWAL: Final = 1 / 20
+"""
+Of a lease's time: after it a renewal that failed is tried again, and no wait between two pieces
+goes on longer past the moment at which one is due. From half the lease on, that makes a handful
+of tries before a reaper may take it.
+"""
+
 
 def relay(course: Course, reply: UpstreamReply, translation: Translation) -> Flow[None]:
     """
@@ -149,7 +156,8 @@ class _Steady(Follow):
 
     def __init__(self, course: Course, reply: UpstreamReply, translation: Translation) -> None:
         rules = course.rules
-        super().__init__(reply, min(rules.ping_every, rules.idle_timeout, rules.lease_ms / 2000))
+        late = rules.lease_ms / 1000 * _RETRY_RENEWAL
+        super().__init__(reply, min(rules.ping_every, rules.idle_timeout, late))
         self._course = course
         self._translation = translation
         self._feed = translation.feed
@@ -161,7 +169,7 @@ class _Steady(Follow):
         course = self._course
         rules = course.rules
         last = course.arrived.monotonic + rules.max_duration - self.within
-        self.until = min(course.renewed_at + rules.lease_ms / 2000, last)
+        self.until = min(course.renew_at, last)
 
     def turn(self, piece: bytes, at: float) -> bytes | Fed:
         """
@@ -240,8 +248,9 @@ def _heard(
         begun = now
     patience = rules.first_byte_timeout if not translation.heard else rules.idle_timeout
     while True:
-        if (now - course.renewed_at) * 2000 >= rules.lease_ms:
+        if now >= course.renew_at:
             yield from renew(course, now)
+            now = yield SECONDS
         if course.quiet_since is None:
             course.quiet_since = now
         if now - begun >= patience:
@@ -264,7 +273,7 @@ def _heard(
             rules.ping_every - (now - course.quiet_since),
             patience - (now - begun),
             rules.max_duration - (now - course.arrived.monotonic),
-            rules.lease_ms / 2000,
+            max(0.0, course.renew_at - now),
         )
         try:
             got = yield from ask(effect(within))
@@ -348,15 +357,22 @@ def _error_body(course: Course, reply: UpstreamReply, translation: Translation) 
 
 
 def renew(course: Course, now: float) -> Flow[None]:
-    """Keep the lease, once half its time is over; *now* in seconds (monotonic)."""
-    if (now - course.renewed_at) * 2000 < course.rules.lease_ms:
+    """
+    Keep the lease, if that is due: once half its time is over, and soon again where the store
+    could not be asked. *now* in seconds (monotonic).
+    """
+    if now < course.renew_at:
         return
-    course.renewed_at = now
+    lasts = course.rules.lease_ms / 1000
     instant = yield from ask(Now())
     try:
         course.lease = yield from ask(Renew(course.lease, instant.epoch_ms))
     except StoreUnavailable:
-        return  # tried again at the next half; a reaper's estimate is corrected at the end
+        # Counted from here: the store may have taken its time, and pieces wait meanwhile.
+        failed: float = yield SECONDS
+        course.renew_at = failed + lasts * _RETRY_RENEWAL
+    else:
+        course.renew_at = now + lasts / 2
 
 
 def _sent(course: Course) -> str:

@@ -11,10 +11,10 @@ import pytest
 from attrs import define, field
 from tests import flows
 from tests.contracts.factories import MEMORY, SQLITE, StoreFactory
-from tests.contracts.stories import rows
+from tests.contracts.stories import ask, rows
 
 from bedrock_proxy import tokens
-from bedrock_proxy.admission import Lease
+from bedrock_proxy.admission import Lease, Limit, Refusal
 from bedrock_proxy.customers import Customer, Key, Limits
 from bedrock_proxy.errors import store_unavailable
 from bedrock_proxy.rules import Rules
@@ -118,6 +118,33 @@ def test_A03_whichever_store_call_fails_nothing_is_lost_doubled_or_held(
         at += 1
     assert set(failed) >= {"find_token", "admit", "renew", "finish"}
     print(f"A03 {factory.name}, {how}: {failed}")
+
+
+@pytest.mark.parametrize("factory", [MEMORY, SQLITE], ids=lambda factory: factory.name)
+def test_T03_after_one_failed_renewal_a_stream_still_holds_its_place_beyond_the_first_deadline(
+    factory: StoreFactory, tmp_path: Path
+) -> None:
+    store = factory.make(tmp_path)
+    add(store, Limits(concurrency=1))
+    world = Faulty(store=store, at=2)
+    seconds: list[Any] = []
+
+    def ask_for_a_second() -> None:
+        at = world.time.now().epoch_ms
+        assert at > flows.START + RULES.lease_ms
+        store.reap(at)
+        seconds.append(store.admit(ask("r-2", at, key_id="k")))
+
+    frames = flows.claude()
+    world.answers([*frames[:2], 20.0, 25.0, 20.0, ask_for_a_second, *frames[2:]])
+    flows.converse(world, rules=RULES)
+    assert world.asked[2] == "renew"
+    (second,) = seconds
+    assert isinstance(second, Refusal)
+    assert second.reason is Limit.CONCURRENCY
+    (row,) = rows(store)
+    assert (row.outcome, row.state) == ("ok", "final")
+    store.close()
 
 
 def test_a_money_budget_and_no_price_is_a_403_that_says_so() -> None:

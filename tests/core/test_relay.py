@@ -1,0 +1,107 @@
+"""
+What a stream's own clock decides: when its lease is renewed, and how long it is waited for. In
+process, with time that the test moves.
+"""
+
+from typing import Any
+
+import pytest
+from attrs import define, field
+from tests.flows import (
+    World,
+    claude,
+    converse,
+)
+
+from bedrock_proxy.admission import Lease
+from bedrock_proxy.drive import Gone
+from bedrock_proxy.errors import store_unavailable
+from bedrock_proxy.rules import Rules
+from bedrock_proxy.usage import Outcome
+
+LEASE = 60.0
+RULES = Rules(lease_ms=round(LEASE * 1000))
+SOUND = claude([f"word {n} " for n in range(12)])
+
+
+@define(eq=False)
+class Forgetful(World):
+    """Its store fails the first *failures* renewals, each after *taking* seconds."""
+
+    failures: int = 0
+    taking: float = 0.0
+    tried: list[float] = field(factory=list)
+
+    def renew(self, lease: Lease, at: int) -> Lease:
+        self.tried.append(self.time.monotonic - 1_000.0)
+        if len(self.tried) <= self.failures:
+            self.time.monotonic += self.taking
+            raise store_unavailable()
+        return super().renew(lease, at)
+
+
+def silent(seconds: float) -> list[Any]:
+    """A stream that says nothing for so long, in the middle."""
+    return [*SOUND[:3], seconds, *SOUND[3:]]
+
+
+def busy(seconds: int) -> list[Any]:
+    """A stream that says something every second, for so long."""
+    steps: list[Any] = [*SOUND[:3]]
+    for _ in range(seconds):
+        steps += [SOUND[2], 1.0]
+    return [*steps, *SOUND[-3:]]
+
+
+@pytest.mark.parametrize("steps", [silent(55.0), busy(55)], ids=["silent", "busy"])
+def test_T03_a_renewal_that_failed_is_tried_again_long_before_the_lease_ends(
+    steps: list[Any],
+) -> None:
+    world = Forgetful(failures=1).answers(steps)
+    converse(world, rules=RULES)
+    first, second = world.tried
+    assert LEASE / 2 <= first <= LEASE * 0.55
+    assert first + LEASE / 20 <= second <= first + LEASE / 10
+    assert world.row.outcome is Outcome.OK
+
+
+@pytest.mark.parametrize("steps", [silent(59.0), busy(59)], ids=["silent", "busy"])
+def test_T03_a_store_that_stays_away_is_asked_again_every_twentieth_of_the_lease(
+    steps: list[Any],
+) -> None:
+    world = Forgetful(failures=100).answers(steps)
+    converse(world, rules=RULES)
+    assert 5 <= len(world.tried) <= 10
+    assert world.row.outcome is Outcome.OK
+
+
+def test_T03_a_store_that_takes_its_time_to_fail_does_not_hold_up_every_piece() -> None:
+    world = Forgetful(failures=100, taking=5.0).answers(busy(25))
+    world.replies[0].steps[3:3] = [25.0]
+    converse(world, rules=RULES)
+    gaps = [later - earlier for earlier, later in zip(world.tried, world.tried[1:], strict=False)]
+    assert min(gaps) >= 5.0 + LEASE / 20
+
+
+def test_T03_a_renewal_that_is_due_in_a_silence_is_not_put_off_until_it_ends() -> None:
+    """The silence begins just before half the lease; the longest wait would end at its end."""
+    world = Forgetful().answers([*SOUND[:3], 2.9, SOUND[3], 2.9, *SOUND[4:]])
+    converse(world, rules=Rules(lease_ms=6_000, ping_every=60.0))
+    assert len(world.tried) == 1
+    assert 3.0 <= world.tried[0] <= 3.3
+
+
+def test_T03_the_rest_of_a_stream_that_is_read_for_a_client_who_left_keeps_its_lease() -> None:
+    world = Forgetful(failures=1).answers([*SOUND[:3], 20.0, *SOUND[3:]])
+    left: list[bool] = []
+
+    def leave(conversation: Any, said: object) -> None:
+        if not left and conversation.pieces:
+            left.append(True)
+            conversation.interrupts.post(Gone())
+
+    converse(world, rules=Rules(lease_ms=6_000), on_say=leave)
+    assert left
+    first, second, *_ = world.tried
+    assert first == pytest.approx(3.0)
+    assert second == pytest.approx(3.3)
