@@ -83,7 +83,9 @@ class Settings:
         "10,000 without threads.",
     )
     max_body_bytes: int = _setting(20 * 1024 * 1024, "The largest request body, in bytes.")
-    first_byte_timeout: float = _setting(120.0, "Seconds Bedrock may take to begin its answer.")
+    first_byte_timeout: float = _setting(
+        120.0, "Seconds Bedrock may take, from the call on, until the first event of its answer."
+    )
     idle_timeout: float = _setting(120.0, "Seconds Bedrock may be silent between two reads.")
     max_duration: float = _setting(900.0, "Seconds one call may take in all.")
     lease_seconds: float = _setting(

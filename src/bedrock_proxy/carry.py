@@ -52,6 +52,7 @@ def carry(course: Course) -> Flow[None]:
             course.held.clear()
             course.held_size = 0
             course.attempts += 1
+            course.opened = yield SECONDS
             reply = yield from ask(Open(course.call.upstream))
             # Bedrock is at work now: what can be made ready meanwhile costs no time.
             translation = course.translation = course.call.translation()

@@ -25,6 +25,7 @@ class Course:
         states: The customer's limits as they stood when it was admitted.
         renew_at: When the lease is to be renewed, in seconds (monotonic).
         attempts: How often Bedrock was called.
+        opened: When it was last, in seconds (monotonic).
         head_said: Whether the reply's status is out.
         first_byte: When it was, in seconds (monotonic).
         upstream: Bedrock's head, of the last call.
@@ -46,6 +47,7 @@ class Course:
     states: Sequence[LimitState]
     renew_at: float
     attempts: int = 0
+    opened: float = 0.0
     head_said: bool = False
     first_byte: float | None = None
     upstream: UpstreamHead | None = None

@@ -240,13 +240,18 @@ def _heard(
     What comes next from upstream; pings, renewals and timeouts while it does not come.
 
     Args:
-        begun: Since when it has been waited for (monotonic); from now on, where None.
+        begun: Since when it has been waited for (monotonic); from now on, where None. Until
+            anything was heard of the answer, that is since the call was opened: head, first
+            event and whatever is a part of it have one time together.
     """
     rules = course.rules
     now: float = yield SECONDS
-    if begun is None:
-        begun = now
-    patience = rules.first_byte_timeout if not translation.heard else rules.idle_timeout
+    if not translation.heard:
+        begun, patience = course.opened, rules.first_byte_timeout
+    else:
+        patience = rules.idle_timeout
+        if begun is None:
+            begun = now
     while True:
         if now >= course.renew_at:
             yield from renew(course, now)

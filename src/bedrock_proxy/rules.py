@@ -12,8 +12,8 @@ class Rules:
         pepper: Keyed into token digests; None where the operator set none.
         region, account: Of Bedrock's endpoint, for ARNs that clients name; None is unknown.
         ping_every: Silence after which the client hears a ping.
-        first_byte_timeout, idle_timeout: How long Bedrock may be silent before its first
-            byte, and between reads.
+        first_byte_timeout, idle_timeout: How long Bedrock may take from the call to its first
+            event (or to the first byte of a whole body), and be silent between reads.
         max_duration: The longest a call may take.
         drain: How long the rest is read for a client that left.
         retries: How often a call may be sent again before its first byte.

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from attrs import define, field
 from tests.flows import (
+    OK_HEAD,
+    SlowHead,
     World,
     claude,
     converse,
@@ -16,6 +18,7 @@ from tests.flows import (
 from bedrock_proxy.admission import Lease
 from bedrock_proxy.drive import Gone
 from bedrock_proxy.errors import store_unavailable
+from bedrock_proxy.ports import UpstreamHead
 from bedrock_proxy.rules import Rules
 from bedrock_proxy.usage import Outcome
 
@@ -105,3 +108,50 @@ def test_T03_the_rest_of_a_stream_that_is_read_for_a_client_who_left_keeps_its_l
     first, second, *_ = world.tried
     assert first == pytest.approx(3.0)
     assert second == pytest.approx(3.3)
+
+
+# --- how long the first event may take --------------------------------------------------------
+
+
+def test_S13_the_head_and_the_first_event_share_one_time() -> None:
+    world = World()
+    world.replies.append(SlowHead(OK_HEAD, [100.0, *SOUND], world.time, delay=100.0))
+    conversation = converse(world)
+    assert b'"code": "upstream_timeout"' in conversation.said
+    assert (world.row.outcome, world.row.duration_ms) == (Outcome.TIMEOUT, 120_000)
+
+
+def test_S13_pieces_that_complete_no_event_do_not_prolong_the_time_to_the_first() -> None:
+    steps: list[Any] = []
+    for at in range(len(SOUND[0])):
+        steps += [50.0, SOUND[0][at : at + 1]]
+    world = World().answers([*steps, *SOUND[1:]])
+    conversation = converse(world)
+    assert b'"code": "upstream_timeout"' in conversation.said
+    assert (world.row.outcome, world.row.duration_ms) == (Outcome.TIMEOUT, 120_000)
+
+
+def test_S13_the_time_to_the_first_event_begins_with_each_call() -> None:
+    world = World()
+    refused = UpstreamHead(503, ())
+    world.replies.append(SlowHead(refused, [], world.time, delay=14.0))
+    world.replies.append(SlowHead(OK_HEAD, [9.0, *SOUND], world.time, delay=10.0))
+    rules = Rules(first_byte_timeout=20.0)
+    converse(world, rules=rules)
+    assert (world.row.outcome, world.row.attempts) == (Outcome.OK, 2)
+
+
+def test_S13_between_events_the_time_begins_with_the_last() -> None:
+    world = World()
+    steps = [100.0, SOUND[0], 119.0, SOUND[1], 119.0, *SOUND[2:]]
+    world.replies.append(SlowHead(OK_HEAD, steps, world.time, delay=19.0))
+    converse(world)
+    assert world.row.outcome is Outcome.OK
+
+
+def test_S13_the_body_of_a_refusal_is_not_waited_for_longer_than_a_first_event() -> None:
+    world = World()
+    refused = UpstreamHead(400, ())
+    world.replies.append(SlowHead(refused, [100.0, b"{", 100.0, b"}"], world.time, delay=10.0))
+    converse(world)
+    assert (world.row.outcome, world.row.duration_ms) == (Outcome.TIMEOUT, 120_000)
