@@ -139,8 +139,8 @@ class AsyncUpstream:
 
     def _again(self, way: "_Way", reply: Reply, call: UpstreamCall) -> None:
         """
-        The kept connection was closed under the request, before anything was heard: send it on a
-        new one. Bedrock has not answered it, and an answer is all that a call can change.
+        The kept connection was closed under the request, just as it set out: send it on a new
+        one. Whoever lets go so soon is taken not to have begun: this is no second call.
         """
         reply.opening = asyncio.get_running_loop().create_task(
             self._open(way, reply, call, kept=False)

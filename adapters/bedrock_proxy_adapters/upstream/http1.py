@@ -36,6 +36,14 @@ How long a connection may wait for its next request. Bedrock's own front lets go
 one later; a shorter wait on our side means that a request seldom meets a closing door.
 """
 
+LET_GO_WITHIN: Final = 0.5
+"""
+Seconds after a request was sent within which the loss of its kept connection means that the
+server had let go of it before: word of that is a round trip away, half a second from anywhere.
+Whoever hangs up later had the request and was at work on it, and a second one would be a second
+call.
+"""
+
 _MAX_HEAD: Final = 64 * 1024
 """Bytes of names and values that a reply's head may have."""
 
@@ -73,6 +81,7 @@ class Connection(asyncio.BufferedProtocol):
         self._heard = False
         self._excess = False
         self._lasts = False
+        self._sent_at = 0.0
         self.paused = False
         self.idle_since = 0.0
 
@@ -85,6 +94,7 @@ class Connection(asyncio.BufferedProtocol):
         reply.carrier = self
         self._whole = False
         self._heard = False
+        self._sent_at = self._pool.time()
         self._transport.writelines((request, body))
 
     def go_on(self) -> None:
@@ -150,7 +160,7 @@ class Connection(asyncio.BufferedProtocol):
         if exc is None and reply.begun and not self._framed():
             reply.end()  # RFC 9112, section 6.3: such a body ends with its connection
             return
-        if self._kept and not self._heard:
+        if self._kept and not self._heard and self._pool.time() - self._sent_at <= LET_GO_WITHIN:
             # The server let go of it just as the request set out, as it may at any time
             # (RFC 9112, section 9.3.1).
             again, reply.again = reply.again, None
@@ -232,6 +242,9 @@ class Pool:
         port: Its port.
         tls: How to speak TLS; None for plain HTTP.
         connect_timeout: Seconds to a connection, TLS included.
+
+    Attributes:
+        time: The loop's clock, in seconds.
     """
 
     def __init__(
@@ -243,6 +256,7 @@ class Pool:
         connect_timeout: float,
     ) -> None:
         self._loop = loop
+        self.time = loop.time
         self._host = host
         self._port = port
         self._tls = tls

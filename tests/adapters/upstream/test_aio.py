@@ -205,7 +205,11 @@ def test_an_idle_connection_that_the_server_closed_is_not_used(server):
 
 
 @pytest.mark.parametrize("end", ["hang_up", "reset"])
-def test_a_request_on_a_kept_connection_that_was_closed_under_it_is_sent_on_a_new_one(end, server):
+def test_a_request_on_a_kept_connection_that_was_closed_under_it_is_sent_on_a_new_one(
+    end, server, monkeypatch
+):
+    monkeypatch.setattr(http1, "LET_GO_WITHIN", SOON)  # however slow the machine is
+
     def script(wire, _):
         if len(server.received) == 2:
             getattr(wire, end)()
@@ -219,6 +223,33 @@ def test_a_request_on_a_kept_connection_that_was_closed_under_it_is_sent_on_a_ne
 
     assert told(loops_upstream(server.url), story) == [b"whole"] * 3
     assert [received.connection for received in server.received] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("end", ["hang_up", "reset"])
+def test_S04_a_kept_connection_that_breaks_while_the_server_is_at_work_is_no_second_call(
+    end, server, monkeypatch
+):
+    """It had the request: whether to ask again is for those to say who count the calls."""
+    monkeypatch.setattr(http1, "LET_GO_WITHIN", 0.05)
+
+    def script(wire, _):
+        if len(server.received) == 2:
+            time.sleep(0.3)
+            getattr(wire, end)()
+        else:
+            wire.answer(b"{}")
+
+    server.script = script
+
+    async def story(upstream):
+        await asked(upstream)
+        kept = await failure(upstream.open(STREAM))
+        return kept.trouble, kept.detail
+
+    trouble, detail = told(loops_upstream(server.url), story)
+    assert trouble is Trouble.BROKEN
+    assert "before its head" in detail
+    assert [received.connection for received in server.received] == [1, 1]
 
 
 @pytest.mark.parametrize("end", ["hang_up", "reset"])
@@ -245,7 +276,8 @@ def test_S24_where_anything_was_heard_or_the_connection_was_new_nothing_is_sent_
     assert [received.connection for received in server.received] == [1, 1, 2]
 
 
-def test_a_call_that_was_closed_is_not_sent_again(server):
+def test_a_call_that_was_closed_is_not_sent_again(server, monkeypatch):
+    monkeypatch.setattr(http1, "LET_GO_WITHIN", SOON)
     gone = threading.Event()
 
     def script(wire, _):
