@@ -16,15 +16,19 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from attrs import evolve
-
 from bedrock_proxy import faults
 from bedrock_proxy.answers import ConverseFrames, InvokeFrames, StreamedAnswer, WholeAnswer
 from bedrock_proxy.dialects.dialect import Call, ErrorReply, Translation
 from bedrock_proxy.errors import ClientFault, Code, ProxyError
 from bedrock_proxy.eventstream import Frame, HeaderValue, encode
 from bedrock_proxy.http import Headers, Request
-from bedrock_proxy.models import Family, converse_answer, estimate, family_of
+from bedrock_proxy.models import (
+    Family,
+    converse_answer,
+    estimate,
+    estimate_converse,
+    family_of,
+)
 from bedrock_proxy.models.names import ModelName, parse_model_id
 from bedrock_proxy.parts import Json
 from bedrock_proxy.ports import Operation, UpstreamCall, UpstreamHead
@@ -43,12 +47,6 @@ _OPERATIONS: Final[Mapping[str, Operation]] = {
 
 _TOKENLESS: Final = frozenset({Operation.COUNT_TOKENS, Operation.APPLY_GUARDRAIL})
 _CONVERSES: Final = frozenset({Operation.CONVERSE, Operation.CONVERSE_STREAM})
-
-_CONVERSE_OUTPUT: Final = 4_096
-"""
-What a Converse call without ``maxTokens`` reserves at least: it may answer as long as the
-model can (``InferenceConfiguration``), whatever the model's own wire defaults to.
-"""
 
 _SENT_ON: Final = (
     "x-amzn-bedrock-accept",
@@ -184,10 +182,7 @@ def _estimate(operation: Operation, family: Family, body: Json) -> Usage:
     if operation in _TOKENLESS:
         return Usage(input_tokens=0, output_tokens=0)
     if operation in _CONVERSES:
-        # A Converse body states its maximum in one place only; the model's own field
-        # would be ignored there, and must not lower what is reserved.
-        default = max(family.default_output, _CONVERSE_OUTPUT)
-        family = evolve(family, output_fields=(), default_output=default)
+        return estimate_converse(family, body)
     return estimate(family, body)
 
 

@@ -30,6 +30,7 @@ def _family(
     name: str,
     reader: Callable[[], Reader],
     *output_fields: Path,
+    generation_fields: tuple[str, ...] = (),
     default_output: int = 4_096,
     body_has_stream: bool = False,
 ) -> Family:
@@ -38,6 +39,7 @@ def _family(
         reader,
         _whole(reader),
         output_fields,
+        generation_fields,
         default_output,
         body_has_stream,
     )
@@ -114,11 +116,24 @@ NOVA: Final = _family("nova", NovaReader, _CONVERSE, ("inferenceConfig", "max_ne
 TITAN: Final = _family("titan-text", _completion, _TITAN, default_output=512)
 LLAMA: Final = _family("llama", _completion, _MAX_GEN_LEN, default_output=512)
 COMMAND: Final = _family(
-    "cohere-command", _completion, _MAX_TOKENS, default_output=20, body_has_stream=True
+    "cohere-command",
+    _completion,
+    _MAX_TOKENS,
+    generation_fields=("num_generations",),
+    default_output=20,
+    body_has_stream=True,
 )
 COMMAND_R: Final = _family("cohere-command-r", _completion, _MAX_TOKENS)
-JURASSIC: Final = _family("ai21-j2", _completion, ("maxTokens",), default_output=200)
-CHAT: Final = _family("chat", _choices, _MAX_COMPLETION_TOKENS, _MAX_TOKENS)
+JURASSIC: Final = _family(
+    "ai21-j2",
+    _completion,
+    ("maxTokens",),
+    generation_fields=("numResults",),
+    default_output=200,
+)
+CHAT: Final = _family(
+    "chat", _choices, _MAX_COMPLETION_TOKENS, _MAX_TOKENS, generation_fields=("n",)
+)
 GPT_OSS: Final = evolve(
     CHAT,
     name="gpt-oss",
@@ -135,9 +150,13 @@ BY_SHAPE: Final = _family(
     _MAX_GEN_LEN,
     _TITAN,
     ("maxTokens",),
+    _CONVERSE,
     ("inferenceConfig", "max_new_tokens"),
+    generation_fields=("n", "num_generations", "numResults"),
 )
-MISTRAL: Final = evolve(BY_SHAPE, name="mistral", output_fields=(_MAX_TOKENS,))
+MISTRAL: Final = evolve(
+    BY_SHAPE, name="mistral", output_fields=(_MAX_TOKENS,), generation_fields=("n",)
+)
 EMBEDDING: Final = _uncounted("embedding", Reserves.INPUT)
 RERANK: Final = _uncounted("rerank", Reserves.INPUT)
 MEDIA: Final = _uncounted("media", Reserves.NONE)

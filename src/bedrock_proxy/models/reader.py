@@ -61,7 +61,9 @@ class Family:
         name: For people and for tests.
         reader: Makes a reader for one streamed answer.
         answer: The parts of a whole, non-streaming body, its stop and usage included.
-        output_fields: Where the request body states its output maximum, most telling first.
+        output_fields: Where the request body states its output maximum: the largest counts.
+        generation_fields: Where, at its top, it asks for several generations at once, each of
+            which may be that long.
         default_output: The maximum where the body states none, in tokens.
         body_has_stream: Whether the request body has a ``stream`` field of its own, which
             must match the operation that is called.
@@ -72,6 +74,7 @@ class Family:
     reader: Callable[[], Reader]
     answer: Callable[[Json], Sequence[Part]]
     output_fields: tuple[Path, ...] = ()
+    generation_fields: tuple[str, ...] = ()
     default_output: int = 4_096
     body_has_stream: bool = False
     reserves: Reserves = Reserves.INPUT_AND_OUTPUT

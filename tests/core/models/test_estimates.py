@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.fixtures import recordings, require_fixtures
 
-from bedrock_proxy.models import Reserves, estimate, family_of
+from bedrock_proxy.models import Reserves, estimate, estimate_converse, family_of
+from bedrock_proxy.models.estimates import MAX_RESERVED
 from bedrock_proxy.parts import Json
 from bedrock_proxy.usage import Usage
 
@@ -97,8 +98,8 @@ FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("ai21.jamba-1-5-mini-v1:0", {"max_tokens": 77}),
     ("openai.gpt-oss-20b-1:0", {"max_completion_tokens": 77}),
     ("openai.gpt-oss-20b-1:0", {"max_tokens": 77}),
-    ("anthropic.claude-3-haiku-20240307-v1:0", {"inferenceConfig": {"maxTokens": 77}}),
     ("unknown", {"prompt": "x", "max_gen_len": 77}),
+    ("unknown", {"messages": [], "inferenceConfig": {"maxTokens": 77}}),
 ]
 
 
@@ -121,6 +122,87 @@ def test_output_is_the_bodys_own_maximum(model: str, body: dict[str, Any]) -> No
 def test_M63_without_a_maximum_the_default_is_reserved(model: str, default: int) -> None:
     for body in ({"prompt": "x"}, {"prompt": "x", "max_tokens": None}, {"prompt": "x", "max_tokens": "9"}, {"prompt": "x", "max_tokens": True}, {"prompt": "x", "max_tokens": -5}):  # fmt: skip
         assert estimate(family_of(model), body).output_tokens == default  # type: ignore[arg-type]
+
+
+MAXIMA: list[tuple[str, dict[str, Any]]] = [
+    ("openai.gpt-oss-20b-1:0", {"max_completion_tokens": 1, "max_tokens": 900}),
+    ("openai.gpt-oss-20b-1:0", {"max_completion_tokens": 900, "max_tokens": 1}),
+    ("anthropic.claude-v2", {"max_tokens": 1, "max_tokens_to_sample": 900}),
+    ("amazon.nova-lite-v1:0", {"inferenceConfig": {"maxTokens": 1, "max_new_tokens": 900}}),
+    ("unknown", {"prompt": "x", "max_tokens": 1, "max_gen_len": 900, "maxTokens": 2}),
+]
+
+
+@pytest.mark.parametrize(("model", "body"), MAXIMA)
+def test_I9_of_several_maxima_the_largest_is_reserved(model: str, body: dict[str, Any]) -> None:
+    assert estimate(family_of(model), body).output_tokens == 900
+
+
+def test_I9_a_maximum_that_the_model_does_not_know_lowers_nothing() -> None:
+    for model in ("qwen.qwen3-32b-v1:0", "mistral.mistral-small-2402-v1:0"):
+        body: Json = {"prompt": "x", "inferenceConfig": {"maxTokens": 1}}
+        assert estimate(family_of(model), body).output_tokens == 4_096
+
+
+GENERATIONS: list[tuple[str, dict[str, Any], int]] = [
+    ("ai21.jamba-1-5-large-v1:0", {"max_tokens": 900, "n": 16}, 14_400),
+    ("cohere.command-text-v14", {"max_tokens": 50, "num_generations": 5}, 250),
+    ("cohere.command-text-v14", {"num_generations": 5}, 100),
+    ("ai21.j2-mid-v1", {"maxTokens": 50, "numResults": 4}, 200),
+    ("openai.gpt-oss-20b-1:0", {"max_tokens": 50, "n": 3}, 150),
+    ("mistral.mistral-large-2407-v1:0", {"max_tokens": 50, "n": 3}, 150),
+    ("unknown", {"prompt": "x", "max_tokens": 50, "n": 2, "num_generations": 3}, 150),
+    ("ai21.jamba-1-5-large-v1:0", {"max_tokens": 900, "n": 0}, 900),
+    ("ai21.jamba-1-5-large-v1:0", {"max_tokens": 900, "n": None}, 900),
+    ("ai21.jamba-1-5-large-v1:0", {"max_tokens": 900, "n": -2}, 900),
+    ("anthropic.claude-3-haiku-20240307-v1:0", {"max_tokens": 900, "n": 16}, 900),
+]
+
+
+@pytest.mark.parametrize(("model", "body", "tokens"), GENERATIONS)
+def test_I9_every_generation_that_is_asked_for_is_reserved(
+    model: str, body: dict[str, Any], tokens: int
+) -> None:
+    assert estimate(family_of(model), body).output_tokens == tokens
+
+
+@pytest.mark.parametrize("number", [10**9 + 1, 2**53, 2**53 + 1, 10**400, 1e300, float("inf")])
+def test_I9_no_number_makes_a_reservation_small_or_larger_than_can_be_counted(
+    number: float,
+) -> None:
+    family = family_of("ai21.jamba-1-5-large-v1:0")
+    for body in ({"max_tokens": number}, {"n": number}, {"max_tokens": number, "n": number}):
+        assert estimate(family, body).output_tokens == MAX_RESERVED
+        converse = {"inferenceConfig": {"maxTokens": number}}
+        assert estimate_converse(family, converse).output_tokens == MAX_RESERVED
+
+
+def test_I9_the_input_is_bounded_too() -> None:
+    body: Json = {"prompt": "x", "images": [None] * 1_000_000}
+    assert estimate(family_of("meta.llama3-2-11b-instruct-v1:0"), body) == Usage(MAX_RESERVED, 512)
+
+
+def test_I9_what_a_converse_body_says_in_the_models_own_words_can_only_add() -> None:
+    def reserved(model: str, **body: Json) -> int | None:
+        return estimate_converse(family_of(model), body).output_tokens
+
+    jamba = "ai21.jamba-1-5-large-v1:0"
+    stated: Json = {"maxTokens": 77}
+    assert reserved(jamba, inferenceConfig=stated) == 77
+    assert reserved("anthropic.claude-3-haiku-20240307-v1:0", inferenceConfig=stated) == 77
+    assert reserved(jamba) == reserved("cohere.command-text-v14") == 4_096
+    assert reserved(jamba, max_tokens=1, n=3) == 4_096
+    for own, tokens in (
+        ({"n": 3}, 231),
+        ({"max_tokens": 1}, 77),
+        ({"max_tokens": 100, "n": 2}, 200),
+        ([], 77),
+        ("n", 77),
+    ):
+        extra: Any = own
+        assert reserved(jamba, inferenceConfig=stated, additionalModelRequestFields=extra) == tokens
+    assert reserved(jamba, additionalModelRequestFields={"max_tokens": 1}) == 4_096
+    assert reserved("amazon.titan-embed-text-v2:0", inferenceConfig=stated) == 0
 
 
 def test_S16_a_maximum_of_zero_is_a_maximum() -> None:
