@@ -36,6 +36,12 @@ from bedrock_proxy.usage import UsageRecord
 DAY_MS: Final = 86_400_000
 """A UTC day, in milliseconds."""
 
+MOST_COUNTED: Final = 2**53
+"""
+The most tokens that reservations may bring a month's counter to: up to here whole numbers are exact
+in every store (Redis' scripts count in doubles). No month gets there but by mistake.
+"""
+
 CONCURRENCY_RETRY_AFTER: Final = 1
 """Seconds to wait where too many calls are under way: any of them may end at any time."""
 
@@ -288,6 +294,11 @@ def decide(
         if cap is not None and (cap == 0 or used + asked > cap):
             wait = None if cap == 0 or asked > cap else _seconds_to_roll(name, now, request.at)
             return _refusal(name, state, limits, live, request.at, wait), state
+    if tokens > MOST_COUNTED - now.month_tokens:
+        # Whoever has no such limit is stopped where a store would lose count.
+        name = Limit.TOKENS_PER_MONTH
+        wait = None if tokens > MOST_COUNTED else _seconds_to_roll(name, now, request.at)
+        return _refusal(name, state, limits, live, request.at, wait), state
     after = GateState(
         now.clock,
         requests_bucket,

@@ -261,3 +261,38 @@ def test_a_closed_store_serves_nothing(store: Any) -> None:
     ):
         with pytest.raises((StoreUnavailable, RuntimeError)):
             call()
+
+
+COUNTED = 2**53
+"""What every store can count: whole numbers are exact so far everywhere."""
+
+
+def test_I3_a_reservation_that_could_not_be_counted_is_refused_and_changes_nothing(
+    store: Any,
+) -> None:
+    add(store, limits=Limits(requests_per_day=100))
+    lease = admitted(store, ask("r1"))
+    store.finish(used(lease, 3_000), lease)
+    before = store.gate_state("ann")
+    for tokens in (COUNTED - 2_999, COUNTED, COUNTED + 1, 2**60):
+        refusal = refused(store, ask("big", input_tokens=1, output_tokens=tokens - 1))
+        assert refusal.reason is Limit.TOKENS_PER_MONTH
+        assert (refusal.retry_after is None) == (tokens > COUNTED)
+    assert store.gate_state("ann") == before
+    assert store.open_leases() == ()
+
+
+def test_I3_the_largest_reservation_that_can_be_counted_leaves_the_counters_exact(
+    store: Any,
+) -> None:
+    add(store, limits=Limits(requests_per_day=100))
+    lease = admitted(store, ask("r1"))
+    store.finish(used(lease, 3_000), lease)
+    largest = admitted(store, ask("big", input_tokens=1, output_tokens=COUNTED - 3_001))
+    assert store.gate_state("ann").day_tokens == COUNTED
+    assert refused(store, ask("r2")).reason is Limit.TOKENS_PER_MONTH
+    admitted(store, ask("none", input_tokens=0, output_tokens=0))
+    store.finish(used(largest, 5), largest)
+    assert store.gate_state("ann").day_tokens == 3_005
+    assert store.gate_state("ann").month_tokens == 3_005
+    admitted(store, ask("r2"))

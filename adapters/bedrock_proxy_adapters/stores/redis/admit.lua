@@ -37,6 +37,7 @@ local function decide(state, limits, tokens, cost, live, at)
             and fits(limits.cost_per_month, now.month_cost, price)) then
         return nil
     end
+    if tokens > TOP - now.month_tokens then return nil end
     now.requests, now.tokens = requests_bucket, tokens_bucket
     now.day_requests, now.month_requests = now.day_requests + 1, now.month_requests + 1
     now.day_tokens, now.month_tokens = now.day_tokens + tokens, now.month_tokens + tokens

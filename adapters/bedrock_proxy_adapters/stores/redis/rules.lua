@@ -2,7 +2,9 @@
 -- begins with these lines. The decision must be the Python one to the last unit; tests compare
 -- the two on random stories.
 --
--- Numbers here are doubles: whole numbers are exact up to 2^53, and no further.
+-- Numbers here are doubles: whole numbers are exact up to 2^53, and no further. No reservation
+-- brings a counter of tokens beyond that (bedrock_proxy.admission.MOST_COUNTED); one of money
+-- stops there.
 
 local MINUTE = 60000
 local DAY = 86400000
