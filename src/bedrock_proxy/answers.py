@@ -95,7 +95,10 @@ class Frames(Protocol):
         steady: Whether a piece of text that follows another alike changes nothing but the text:
             see :attr:`bedrock_proxy.models.reader.Reader.steady`.
         wrapped: Whether a payload holds the event's JSON in base64 or is that JSON.
+        stopped: Whether a stop came among the parts; set by whoever reads them.
     """
+
+    stopped: bool
 
     @property
     def kinds(self) -> Collection[str]: ...
@@ -128,7 +131,7 @@ class Frames(Protocol):
 class InvokeFrames:
     """``InvokeModelWithResponseStream``: ``chunk`` events that wrap the model's own JSON."""
 
-    __slots__ = ("_reader", "steady")
+    __slots__ = ("_reader", "steady", "stopped")
 
     kinds = ("chunk",)
     wrapped = True
@@ -136,6 +139,7 @@ class InvokeFrames:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self.steady = reader.steady
+        self.stopped = False
 
     def document(self, payload: bytes) -> bytes | None:
         begin = len(WRAPPER)
@@ -164,8 +168,8 @@ class InvokeFrames:
         if metrics is None:
             return parts
         meter.metrics(metrics)
-        # The final metrics are a stop marker too: some families name no reason.
-        if any(isinstance(part, Stop) for part in parts):
+        # The final metrics are a stop marker too, where none came: some families name no reason.
+        if self.stopped or any(isinstance(part, Stop) for part in parts):
             return parts
         return (*parts, Stop(None))
 
@@ -176,7 +180,7 @@ class InvokeFrames:
 class ConverseFrames:
     """``ConverseStream``: one event type for each kind of step."""
 
-    __slots__ = ("_reader",)
+    __slots__ = ("_reader", "stopped")
 
     kinds = EVENT_TYPES
     steady = True
@@ -184,6 +188,7 @@ class ConverseFrames:
 
     def __init__(self) -> None:
         self._reader = ConverseReader()
+        self.stopped = False
 
     def document(self, payload: bytes) -> bytes | None:
         return payload[: max(end_of(payload), 0)] or None
@@ -357,7 +362,7 @@ class StreamedAnswer:
     def _saw(self, parts: Sequence[Part]) -> None:
         self.meter.saw(parts)
         if not self.ended and any(isinstance(part, Stop) for part in parts):
-            self.ended = True
+            self.ended = self._frames.stopped = True
 
     def _exception(self, frame: Frame) -> ProxyError:
         headers = frame.headers

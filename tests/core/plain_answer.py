@@ -96,7 +96,8 @@ class PlainAnswer:
         if metrics is None:
             return parts
         self.meter.metrics(metrics)
-        return parts if any(isinstance(p, Stop) for p in parts) else (*parts, Stop(None))
+        stopped = self.ended or any(isinstance(p, Stop) for p in parts)
+        return parts if stopped else (*parts, Stop(None))
 
     def saw(self, parts: Sequence[Part]) -> None:
         self.meter.saw(parts)

@@ -106,7 +106,7 @@ def test_the_parts_of_an_answer_come_with_its_counts_last_and_one_row(
     assert "Hello, wörld" == text_of(parts)
     assert "Hm." == "".join(part.text for part in parts if isinstance(part, Thinking))
     assert [UsageReport] == [type(part) for part in parts if isinstance(part, UsageReport)]
-    assert any(isinstance(part, Stop) for part in parts)
+    assert ["end_turn"] == [part.reason for part in parts if isinstance(part, Stop)]
     (row,) = rows(store)
     usage = parts[-1].usage
     assert (7, row.input_tokens) == (row.output_tokens, usage.input_tokens)
@@ -126,6 +126,7 @@ def test_a_whole_answer_gives_the_same_parts(collect, make_proxy, simulator, sto
     simulator.script(text="All at once.")
     parts = collect(make_proxy(), {**QUESTION, "stream": False})
     assert "All at once." == text_of(parts)
+    assert ["end_turn"] == [part.reason for part in parts if isinstance(part, Stop)]
     assert isinstance(parts[-1], UsageReport)
     assert parts[-1].usage.output_tokens == rows(store)[0].output_tokens > 0
     assert "invoke" == simulator.calls[0].operation
