@@ -239,6 +239,7 @@ class World:
     spool: list[UsageRecord] = field(factory=list)
     reported: list[UsageRecord] = field(factory=list)
     faults: list[BaseException] = field(factory=list)
+    failings: list[tuple[str, str, bool]] = field(factory=list)
 
     # tokens, gate, ledger
 
@@ -305,6 +306,9 @@ class World:
 
     def fault(self, request_id: str, error: BaseException) -> None:
         self.faults.append(error)
+
+    def failing(self, request_id: str, error: ProxyError, model: str, settling: bool) -> None:
+        self.failings.append((str(error.code), error.cause, settling))
 
     # scripts
 

@@ -341,6 +341,7 @@ def proxy_from_env(
         telemetry=LoggingTelemetry(
             finished=log_usage if finished is None else finished,
             spool=None if spool is None else spool.append,
+            region=upstream.region,
         ),
         disconnect=cast("Disconnect", settings.disconnect),
         max_streams=settings.max_streams,

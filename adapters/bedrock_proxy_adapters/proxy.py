@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Literal, Protocol, TypeAlias, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, cast
 
 from attrs import evolve, frozen
 
@@ -39,6 +40,9 @@ from bedrock_proxy.rules import Rules
 from bedrock_proxy.usage import UsageRecord
 from bedrock_proxy_adapters.unsettled import unsettled_line
 from bedrock_proxy_adapters.upkeep import Upkeep
+
+if TYPE_CHECKING:
+    from bedrock_proxy_adapters.operator_log import OperatorLog
 
 Disconnect: TypeAlias = Literal["drain", "cancel"]
 
@@ -84,21 +88,32 @@ class SleepingPause:
 
 class LoggingTelemetry:
     """
-    Tells the logger ``bedrock_proxy`` of defects, and *finished* of requests.
+    Tells the logger ``bedrock_proxy`` of defects and of what cannot be used, and *finished* of
+    requests.
 
     Args:
         finished: Called with every row; must not raise or block.
         spool: Keeps the rows that the store could not take. Without one, and where it fails,
             each is one log line (:func:`~bedrock_proxy_adapters.unsettled.unsettled_line`).
+        region: Where Bedrock is called, for the operator.
     """
 
     def __init__(
         self,
         finished: Callable[[UsageRecord], None] | None = None,
         spool: Callable[[UsageRecord, Lease], None] | None = None,
+        region: str | None = None,
     ) -> None:
         self._finished = finished
         self._spool = spool
+        self._region = region
+
+    @cached_property
+    def _operator(self) -> "OperatorLog":
+        # Nothing that serves while all is well need wait for it to be loaded.
+        from bedrock_proxy_adapters.operator_log import OperatorLog
+
+        return OperatorLog(self._region, spools=self._spool is not None)
 
     def finished(self, record: UsageRecord) -> None:
         if self._finished is not None:
@@ -113,6 +128,10 @@ class LoggingTelemetry:
         except Exception as error:  # noqa: BLE001 -- the row must be somewhere
             _log.error("The spool could not take a usage row (%s).", type(error).__name__)
         _log.critical("%s", unsettled_line(record, lease))
+
+    def failing(self, request_id: str, error: ProxyError, model: str, settling: bool) -> None:
+        with suppress(Exception):
+            self._operator.failing(request_id, error, model, settling)
 
     def fault(self, request_id: str, error: BaseException) -> None:
         # The type and the place, never the words: they may quote a body.
@@ -161,7 +180,9 @@ class Proxy:
         self.upstream = upstream
         rules = rules if rules is not None else Rules()
         self.rules = evolve(rules, retries=min(rules.retries, upstream.retries))
-        self.telemetry: Telemetry = telemetry if telemetry is not None else LoggingTelemetry()
+        if telemetry is None:
+            telemetry = LoggingTelemetry(region=rules.region)
+        self.telemetry: Telemetry = telemetry
         self.disconnect: Disconnect = disconnect
         self.max_streams = max_streams
         self.base_path = base_path.rstrip("/")

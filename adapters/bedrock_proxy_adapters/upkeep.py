@@ -8,11 +8,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from bedrock_proxy.admission import Lease
-from bedrock_proxy.errors import BedrockProxyError
+from bedrock_proxy.errors import BedrockProxyError, StoreUnavailable
 from bedrock_proxy.usage import UsageRecord
+
+if TYPE_CHECKING:
+    from bedrock_proxy_adapters.operator_log import Seldom
 
 _log = logging.getLogger("bedrock_proxy")
 
@@ -64,6 +67,7 @@ class Upkeep:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._begun_in: int | None = None
+        self._seldom: Seldom | None = None
 
     def begin(self) -> None:
         """Begin, once in each process; harmless when repeated."""
@@ -92,7 +96,10 @@ class Upkeep:
         """
         try:
             if self._spool is not None and self._spool.size:
-                self._spool.replay(self._books.finish)
+                done = self._spool.replay(self._books.finish)
+                settled: int = getattr(done, "settled", 0)
+                if settled and not self._spool.size:
+                    _log.warning("The spool is empty again: %d usage row(s) were settled.", settled)
         finally:
             # Whatever keeps the spool from being read must not keep leases open.
             while self._books.reap(time.time_ns() // 1_000_000, _REAPED_AT_ONCE) == _REAPED_AT_ONCE:
@@ -110,7 +117,16 @@ class Upkeep:
                 except BedrockProxyError as error:
                     # A store that is being closed refuses too, and nobody need hear of that.
                     if not stop.is_set():
-                        _log.warning("upkeep was put off: %s", error)
+                        self._put_off(error)
                 except Exception as error:  # noqa: BLE001 -- the next look may fare better
                     _log.error("upkeep met %s", type(error).__name__)
             stop.wait(min(REPLAY_EVERY, self._every))
+
+    def _put_off(self, error: BedrockProxyError) -> None:
+        from bedrock_proxy_adapters.causes import cause_of
+        from bedrock_proxy_adapters.operator_log import Seldom, sentence_of
+
+        if self._seldom is None:
+            self._seldom = Seldom()
+        why = sentence_of(error) if isinstance(error, StoreUnavailable) else f"{cause_of(error)}."
+        self._seldom.warn(f"upkeep was put off: {why}")

@@ -8,6 +8,7 @@ from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from bedrock_proxy.admission import AdmissionRequest, Grant, Lease, Refusal
 from bedrock_proxy.customers import TokenOwner
+from bedrock_proxy.errors import ProxyError
 from bedrock_proxy.http import Head
 from bedrock_proxy.ports import (
     Answer,
@@ -269,6 +270,23 @@ class ReportFault(Effect[None]):
 
     def run(self, ports: Ports) -> None:
         ports.telemetry.fault(self.request_id, self.error)
+
+
+class ReportFailing(Effect[None]):
+    """Tell the operator that Bedrock or the store cannot be used."""
+
+    __slots__ = ("error", "model", "request_id", "settling")
+
+    def __init__(
+        self, request_id: str, error: ProxyError, model: str = "", settling: bool = False
+    ) -> None:
+        self.request_id = request_id
+        self.error = error
+        self.model = model
+        self.settling = settling
+
+    def run(self, ports: Ports) -> None:
+        ports.telemetry.failing(self.request_id, self.error, self.model, self.settling)
 
 
 class Open(Effect[UpstreamReply]):

@@ -124,6 +124,8 @@ class ProxyError(BedrockProxyError):
         upstream_type: Bedrock's own name for the fault (``ThrottlingException``), if any.
         original: Bedrock's own answer, where it may be passed on.
         aws_request_id: Bedrock's id of the call, where it was called and said one.
+        cause: What the operator can do something about, in words that a log may hold; empty
+            where there is nothing. Never for the client.
     """
 
     default: ClassVar[Code] = Code.INTERNAL
@@ -152,6 +154,7 @@ class ProxyError(BedrockProxyError):
         self.upstream_type = upstream_type
         self.original: Original | None = None
         self.aws_request_id: str | None = None
+        self.cause = ""
 
 
 class ClientFault(ProxyError):
@@ -184,6 +187,13 @@ class StoreUnavailable(Unavailable):
     default = Code.STORE_UNAVAILABLE
 
 
-def store_unavailable() -> StoreUnavailable:
-    """The answer while the store is down, in the words a client sees."""
-    return StoreUnavailable("The customer database is not reachable just now; try again shortly.")
+def store_unavailable(cause: str = "") -> StoreUnavailable:
+    """
+    The answer while the store is down, in the words a client sees.
+
+    Args:
+        cause: Why, for the operator, where no other exception says it.
+    """
+    error = StoreUnavailable("The customer database is not reachable just now; try again shortly.")
+    error.cause = cause
+    return error

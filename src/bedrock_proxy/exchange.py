@@ -27,6 +27,7 @@ from bedrock_proxy.effects import (
     ReceiveBody,
     Release,
     Report,
+    ReportFailing,
     ReportFault,
     Spool,
     TakeStream,
@@ -72,6 +73,8 @@ def exchange(
         if isinstance(reason, Ending):
             yield from _refuse(request, rules, dialect, reason.error)
     except ProxyError as error:
+        if isinstance(error, StoreUnavailable):
+            yield from ask(ReportFailing(request.request_id, error))
         yield from _refuse(request, rules, dialect, _bare(error))
     except Exception as error:  # noqa: BLE001 -- a defect of ours must still be an answer
         yield from ask(ReportFault(request.request_id, error))
@@ -265,6 +268,9 @@ def _settled(course: Course) -> Flow[ProxyError | None]:
         course.failed(Shutdown().error, Outcome.SHUTDOWN)
         yield from _finished(course)
         raise
+    if refusal is not None and refusal.cause:
+        model = course.lease.request.model
+        yield from ask(ReportFailing(course.request.request_id, refusal, model))
     if refusal is not None and course.head_said:
         yield from say_terminal(course, refusal)
         yield from _finished(course)
@@ -288,9 +294,12 @@ def _finished(course: Course) -> Flow[None]:
     try:
         yield from ask(Finish(record, course.lease))
     except Exception as error:  # noqa: BLE001 -- whatever the store says, the row must survive
+        request_id = course.request.request_id
         if not isinstance(error, StoreUnavailable):
-            yield from ask(ReportFault(course.request.request_id, error))
+            yield from ask(ReportFault(request_id, error))
         yield from ask(Spool(record, course.lease))
+        if isinstance(error, StoreUnavailable):
+            yield from ask(ReportFailing(request_id, error, record.model, settling=True))
     except BaseException:
         # Torn down while the store was asked: a row that is kept twice counts once.
         yield from ask(Spool(record, course.lease))

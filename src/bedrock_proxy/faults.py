@@ -16,11 +16,14 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from bedrock_proxy.errors import ClientFault, Code, Original, ProxyError, UpstreamFault
-from bedrock_proxy.ports import Trouble, UpstreamHead
+from bedrock_proxy.ports import Loggable, Trouble, UpstreamHead
 
 # A full stop or colon that ends the sentence is not the ARN's.
 _ARN: Final = r"arn:aws[a-z0-9-]*:[^\s\"'<>,;()]*[^\s\"'<>,;().:]"
 _ACCOUNT: Final = r"(?<![0-9A-Za-z])[0-9]{12}(?![0-9A-Za-z])"
+
+
+_NOT_ALLOWED: Final = re.compile(r"not authorized to perform: (bedrock:[A-Za-z]{1,64})\b")
 
 
 class _Meaning(NamedTuple):
@@ -97,7 +100,11 @@ def from_exception(name: str, message: str, sent: str) -> ProxyError:
         sent: What the client sent, to tell its own ARNs from the operator's.
     """
     name = type_name(name)
-    return _error(name, _MEANINGS.get(name, _FAILED), message, sent)
+    meaning = _MEANINGS.get(name, _FAILED)
+    error = _error(name, meaning, message, sent)
+    if meaning is _OPERATOR:
+        error.cause = _cause(name, message)
+    return error
 
 
 def from_reply(head: UpstreamHead, body: bytes, sent: str) -> ProxyError:
@@ -106,10 +113,22 @@ def from_reply(head: UpstreamHead, body: bytes, sent: str) -> ProxyError:
     meaning = _MEANINGS.get(name)
     if meaning is None:
         meaning = _by_status(head.status)
-    error = _error(name, meaning, member(body, "message", "Message") or "", sent)
-    if error.code is not Code.UPSTREAM_CONFIG:
+    message = member(body, "message", "Message") or ""
+    error = _error(name, meaning, message, sent)
+    if meaning is _OPERATOR:
+        error.cause = _cause(name if name in _MEANINGS else f"HTTP {head.status}", message)
+    else:
         error.original = Original(head.status, head.headers, without_names(body, sent))
     return error
+
+
+def _cause(name: str, message: str) -> str:
+    """
+    What of Bedrock's refusal a log may hold: its name, and what was not allowed. Not its words:
+    they quote roles and resources, and of a signature the whole head, session token and all.
+    """
+    action = _NOT_ALLOWED.search(message)
+    return name if action is None else f"{name}: {action[1]} is not allowed"
 
 
 def without_names(body: bytes, sent: str) -> bytes:
@@ -124,8 +143,8 @@ def _without_names(text: str, sent: str) -> str:
     return re.sub(_ACCOUNT, lambda m: m[0] if m[0] in sent else "<account>", text)
 
 
-def from_trouble(trouble: Trouble) -> ProxyError:
-    """No answer at all."""
+def from_trouble(trouble: Trouble, detail: str = "") -> ProxyError:
+    """No answer at all; *detail* is told to the operator where it is :class:`Loggable`."""
     if trouble is Trouble.TIMEOUT:
         meaning = _TIMED_OUT
     elif trouble is Trouble.CREDENTIALS:
@@ -138,7 +157,10 @@ def from_trouble(trouble: Trouble) -> ProxyError:
         return ClientFault("The request could not be sent to Bedrock as it is; check the model id.")
     else:
         return torn()
-    return _error("", meaning, "", "")
+    error = _error("", meaning, "", "")
+    if meaning is not _TIMED_OUT:
+        error.cause = detail if isinstance(detail, Loggable) else str(trouble)
+    return error
 
 
 def torn() -> ProxyError:

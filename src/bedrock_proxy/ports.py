@@ -20,6 +20,7 @@ from typing import Final, Literal, Protocol, TypeAlias, TypeVar
 
 from bedrock_proxy.admission import AdmissionRequest, Grant, Lease, Refusal
 from bedrock_proxy.customers import TokenOwner
+from bedrock_proxy.errors import ProxyError
 from bedrock_proxy.http import Headers
 from bedrock_proxy.slotted import Slotted, lean
 from bedrock_proxy.standing import Standing
@@ -306,13 +307,22 @@ class Trouble(StrEnum):
     """We closed it."""
 
 
+class Loggable(str):
+    """
+    Words that a log may hold: what errors and hosts are called, and nothing that a request, a
+    model or a credential said.
+    """
+
+    __slots__ = ()
+
+
 class UpstreamUnreachable(Exception):
     """
     Bedrock's answer did not come.
 
     Attributes:
         trouble: Why.
-        detail: For the operator's log only: it may name hosts.
+        detail: For the operator only: it may name hosts. One that is :class:`Loggable` is told.
     """
 
     def __init__(self, trouble: Trouble, detail: str = "") -> None:
@@ -353,6 +363,18 @@ class Telemetry(Protocol):
 
     def fault(self, request_id: str, error: BaseException) -> None:
         """A defect of ours was met; the client got ``internal``."""
+        ...
+
+    def failing(self, request_id: str, error: ProxyError, model: str, settling: bool) -> None:
+        """
+        Bedrock or the store cannot be used, and the operator can do something about it; of
+        *error* only words may be kept.
+
+        Args:
+            error: Its ``cause`` says why; of a store's, also what it was raised from.
+            model: What was asked for; empty where nothing was yet.
+            settling: The store did not take the row of a request that has ended.
+        """
         ...
 
 

@@ -224,7 +224,7 @@ def _finished(course: Course, translation: Translation) -> bytes:
 
 def _unreachable(course: Course, failure: UpstreamUnreachable) -> Flow[None]:
     yield b""  # if we closed it ourselves, this is where the flow hears why
-    error = faults.from_trouble(failure.trouble)
+    error = faults.from_trouble(failure.trouble, failure.detail)
     if failure.trouble is Trouble.TIMEOUT:
         course.failed(error, Outcome.TIMEOUT)
     raise error from None

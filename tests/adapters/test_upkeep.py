@@ -9,8 +9,9 @@ import pytest
 from tests.running import wait_for
 
 from bedrock_proxy.admission import Lease
-from bedrock_proxy.errors import store_unavailable
+from bedrock_proxy.errors import ConfigurationError, store_unavailable
 from bedrock_proxy.usage import UsageRecord
+from bedrock_proxy_adapters.stores.spool import Replayed
 from bedrock_proxy_adapters.upkeep import Upkeep
 
 
@@ -178,3 +179,30 @@ def test_what_a_store_says_while_it_is_closed_is_not_told(
             "the upkeep to end",
         )
     assert not caplog.records
+
+
+def test_why_it_was_put_off_is_told_and_that_the_spool_is_empty_again(
+    ended: list[Upkeep], caplog: pytest.LogCaptureFixture
+) -> None:
+    away = store_unavailable()
+    away.__cause__ = ConfigurationError("There is no table; `bedrock-proxy store create` makes it")
+
+    class Kept(Waiting):
+        def replay(self, finish: Callable[[UsageRecord, Lease], object]) -> Replayed:  # type: ignore[override]
+            Waiting.replay(self, finish)
+            return Replayed(settled=3)
+
+    books = Books(failures=(away, away, away))
+    upkeep = Upkeep(books, 0.02, Kept(books))
+    ended.append(upkeep)
+    with caplog.at_level(logging.WARNING, "bedrock_proxy"):
+        upkeep.begin()
+        wait_for(lambda: books.said.count("reap") >= 5 or None, "five looks")
+    said = [r.getMessage() for r in caplog.records if r.name == "bedrock_proxy"]
+    assert [
+        "The spool is empty again: 3 usage row(s) were settled.",
+        (
+            "upkeep was put off: the customer database cannot be used: There is no table; "
+            "`bedrock-proxy store create` makes it."
+        ),
+    ] == said, "once, though it was put off three times"

@@ -5,10 +5,13 @@ path; no log, no row and no answer may hold them.
 
 import json
 import logging
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
+import botocore.exceptions
 import pytest
+import redis
 from attrs import define, evolve, field
 from tests.faults.malformed import OWNERS, ROWS, RULES, VALID, Row, owner
 from tests.flows import (
@@ -26,7 +29,7 @@ from tests.flows import (
 )
 
 from bedrock_proxy.drive import Deadline, Gone, Interrupts, Shutdown
-from bedrock_proxy.errors import store_unavailable
+from bedrock_proxy.errors import ProxyError, store_unavailable
 from bedrock_proxy.ports import Trouble, UpstreamHead, UpstreamUnreachable
 from bedrock_proxy.usage import UsageRecord
 from bedrock_proxy_adapters.proxy import LoggingTelemetry
@@ -74,6 +77,10 @@ class Watched(World):
     def fault(self, request_id: str, error: BaseException) -> None:
         World.fault(self, request_id, error)
         self.telemetry.fault(request_id, error)
+
+    def failing(self, request_id: str, error: ProxyError, model: str, settling: bool) -> None:
+        World.failing(self, request_id, error, model, settling)
+        self.telemetry.failing(request_id, error, model, settling)
 
 
 @pytest.fixture
@@ -155,6 +162,26 @@ def _slow(world: Watched) -> None:
     world.replies.append(SlowHead(OK_HEAD, list(HELLO), world.time, delay=1_000.0))
 
 
+def _down(kind: type[BaseException], *words: Any) -> ProxyError:
+    """The store is down, and what it was raised from says far too much."""
+    error = store_unavailable()
+    error.__cause__ = kind(*(words or (WORDS,)))
+    return error
+
+
+STORES = {
+    "redis": _down(redis.exceptions.ConnectionError, f"redis://u:{CANARY}@h:6379 {WORDS}"),
+    "redis refuses": _down(redis.exceptions.ResponseError, f"MISCONF {WORDS}"),
+    "sqlite": _down(sqlite3.OperationalError),
+    "the disk": _down(OSError, 5, WORDS, CANARY),
+    "dynamodb": _down(
+        botocore.exceptions.ClientError,
+        {"Error": {"Code": "AccessDeniedException", "Message": WORDS}},
+        "GetItem",
+    ),
+    "something else": _down(RuntimeError),
+}
+
 BAD_FRAME = frame("chunk", {"bytes": WORDS})
 FLIPPED = bytes([*HELLO[2][:-9], HELLO[2][-9] ^ 1, *HELLO[2][-8:]])
 
@@ -184,6 +211,11 @@ SCRIPTS: dict[str, Callable[[Watched], None]] = {
     "store defect at admission": _raised(admit_error=RuntimeError(WORDS)),
     "store down at settlement": _raised(finish_error=store_unavailable()),
     "store defect at settlement": _raised(finish_error=ValueError(WORDS)),
+    **{
+        f"{name} at {where}": _raised(**{f"{member}_error": error})
+        for name, error in STORES.items()
+        for where, member in (("the token", "find"), ("admission", "admit"), ("the end", "finish"))
+    },
     "upstream defect": _raised(open_error=TypeError(WORDS)),
     "upstream defect while reading": _streamed(*HELLO[:3], RuntimeError(WORDS)),
 }

@@ -9,7 +9,7 @@ at hand at once, and is renewed beside the requests while it still is.
 import asyncio
 from typing import Any, Final
 
-from bedrock_proxy.ports import Trouble, UpstreamUnreachable
+from bedrock_proxy.ports import Loggable, Trouble, UpstreamUnreachable
 from bedrock_proxy_adapters.upstream.failures import trouble
 from bedrock_proxy_adapters.upstream.signing import Keys
 
@@ -88,7 +88,9 @@ class Credentials:
         if found is None:
             found = self._session.get_credentials()
             if found is None:
-                raise UpstreamUnreachable(Trouble.CREDENTIALS, "no AWS credentials were found")
+                raise UpstreamUnreachable(
+                    Trouble.CREDENTIALS, Loggable("no AWS credentials were found")
+                )
             found.get_frozen_credentials()
             self._found = found
         self._take()
@@ -99,7 +101,9 @@ class Credentials:
         if known is not None and frozen == self._frozen:
             return known
         if not frozen.access_key or not frozen.secret_key:
-            raise UpstreamUnreachable(Trouble.CREDENTIALS, "the AWS credentials are incomplete")
+            raise UpstreamUnreachable(
+                Trouble.CREDENTIALS, Loggable("the AWS credentials are incomplete")
+            )
         self._keys = fresh = Keys(frozen.access_key, frozen.secret_key, frozen.token or None)
         self._frozen = frozen
         return fresh

@@ -3,16 +3,16 @@ What botocore's and urllib3's exceptions mean to the proxy.
 """
 
 import json
-import re
 
-from bedrock_proxy.ports import Operation, Trouble, UpstreamHead, UpstreamUnreachable
+from bedrock_proxy.ports import Loggable, Operation, Trouble, UpstreamHead, UpstreamUnreachable
+from bedrock_proxy_adapters.causes import cause_of
 
 
 def trouble(error: Exception) -> UpstreamUnreachable:
-    """What kept the answer away. Its detail names neither model, role nor account."""
+    """What kept the answer away. Its detail has none of *error*'s own words."""
     if isinstance(error, UpstreamUnreachable):
         return error
-    return UpstreamUnreachable(_kind(error), f"{type(error).__name__}: {_told(error)}")
+    return UpstreamUnreachable(_kind(error), Loggable(cause_of(error)))
 
 
 def _kind(error: Exception) -> Trouble:
@@ -56,16 +56,6 @@ def _kind(error: Exception) -> Trouble:
     ):
         return Trouble.CREDENTIALS
     return Trouble.REJECTED
-
-
-_MODEL_IN_URL = re.compile(r"/model/[^/\s\"']+")
-_ARN = re.compile(r"\barn(?::|%3[Aa])[^\s\"',]*")
-_ACCOUNT = re.compile(r"\b\d{12}\b")
-
-
-def _told(error: Exception) -> str:
-    text = _MODEL_IN_URL.sub("/model/<model>", str(error))
-    return _ACCOUNT.sub("<account>", _ARN.sub("<arn>", text))
 
 
 def answer_of_error(error: Exception, operation: Operation) -> tuple[UpstreamHead, bytes] | None:

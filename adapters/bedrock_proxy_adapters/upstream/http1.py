@@ -18,7 +18,8 @@ from typing import Final, cast
 import httptools
 
 from bedrock_proxy.memo import Memo
-from bedrock_proxy.ports import Trouble, UpstreamHead, UpstreamUnreachable
+from bedrock_proxy.ports import Loggable, Trouble, UpstreamHead, UpstreamUnreachable
+from bedrock_proxy_adapters.causes import cause_of
 from bedrock_proxy_adapters.upstream.replies import Reply
 
 READ_SIZE: Final = 32 * 1024
@@ -259,6 +260,7 @@ class Pool:
         self.time = loop.time
         self._host = host
         self._port = port
+        self._place = f"{host}:{port}"
         self._tls = tls
         self._connect_timeout = connect_timeout
         self._idle: deque[Connection] = deque()
@@ -297,11 +299,14 @@ class Pool:
         except TimeoutError:
             made.abort()
             raise UpstreamUnreachable(
-                Trouble.UNREACHABLE, f"no connection within {self._connect_timeout:g} s"
+                Trouble.UNREACHABLE,
+                Loggable(f"no connection to {self._place} within {self._connect_timeout:g} s"),
             ) from None
         except (OSError, ssl.SSLError) as error:
             made.abort()
-            raise UpstreamUnreachable(Trouble.UNREACHABLE, type(error).__name__) from None
+            raise UpstreamUnreachable(
+                Trouble.UNREACHABLE, Loggable(f"{cause_of(error)}, at {self._place}")
+            ) from None
         except BaseException:
             made.abort()
             raise
