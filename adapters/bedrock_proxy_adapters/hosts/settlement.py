@@ -129,4 +129,8 @@ class _Tries:
         self._given_up.set()
         if self._done:
             return
-        raise store_unavailable() if self._error is None else self._error
+        raise (
+            store_unavailable("no answer in the time there was")
+            if self._error is None
+            else self._error
+        )

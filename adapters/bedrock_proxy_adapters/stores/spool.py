@@ -202,7 +202,7 @@ class SpoolGate:
             StoreUnavailable: The spool is full.
         """
         if self._spool.is_full:
-            raise store_unavailable()
+            raise store_unavailable(f"the spool {self._spool.path} is full")
         return self._gate.admit(request)
 
     def renew(self, lease: Lease, at: int) -> Answer[Lease]:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from bedrock_proxy.errors import BedrockProxyError, store_unavailable
 from bedrock_proxy_adapters.stores import schema
@@ -24,6 +24,8 @@ if sys.platform != "win32":
 
 T = TypeVar("T")
 Work: TypeAlias = Callable[[sqlite3.Connection], T]
+
+NOT_IN_TIME: Final = "its file was not written in time; another process may keep it, or the disk"
 
 
 class Ticket:
@@ -122,8 +124,8 @@ class Transactions:
                     if len(group) == 1:
                         return [(group[0], None, _seen(error))]
                 return [outcome for job in group for outcome in self._alone(job)]
-        except OSError:
-            return [(job, None, store_unavailable()) for job in group]
+        except OSError as error:
+            return [(job, None, _seen(error)) for job in group]
 
     def try_commit(self, group: list[Job[Any]]) -> tuple[list[Outcome], bool] | None:
         """
@@ -248,4 +250,4 @@ def arrive(outcomes: Iterable[Outcome]) -> None:
 def give_up(future: "asyncio.Future[Any]") -> None:
     """It took too long."""
     if not future.done():
-        future.set_exception(store_unavailable())
+        future.set_exception(store_unavailable(NOT_IN_TIME))

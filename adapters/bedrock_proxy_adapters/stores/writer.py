@@ -11,7 +11,7 @@ from threading import Lock, Thread
 from typing import Any, Final, TypeVar
 
 from bedrock_proxy.errors import BedrockProxyError, store_unavailable
-from bedrock_proxy_adapters.stores.transactions import Job, Transactions, Work, deliver
+from bedrock_proxy_adapters.stores.transactions import NOT_IN_TIME, Job, Transactions, Work, deliver
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class Writer:
         except FutureTimeoutError:
             # What has not begun is not begun any more; what has begun may still be done.
             future.cancel()
-            raise store_unavailable() from None
+            raise store_unavailable(NOT_IN_TIME) from None
 
     def do_later(self, work: Work[Any]) -> None:
         """Have *work* done; nobody waits for it."""

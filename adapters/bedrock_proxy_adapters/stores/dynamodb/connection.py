@@ -346,7 +346,7 @@ class Backoff:
         """
         self._left -= 1
         if self._left <= 0 or time.monotonic() >= self._end:
-            raise store_unavailable()
+            raise store_unavailable("others kept changing the same item, or it was throttled")
         if self._first:
             # The refusal brought the item as it is: most likely the next try succeeds.
             self._first = False

@@ -82,7 +82,7 @@ class RedisLedger:
                     return False
                 case _:
                     day = int(reply[1])
-        raise store_unavailable()
+        raise store_unavailable("others kept changing the same customer")
 
     def reap(self, ids: list[str], now: int, limit: int) -> int:
         """Settle overdue leases of these customers, as estimated rows."""
@@ -108,7 +108,7 @@ class RedisLedger:
             if text_of(reply[0]) == "done":
                 return
             month = int(reply[1])
-        raise store_unavailable()
+        raise store_unavailable("others kept changing the same customer")
 
     def list_rows(
         self, ids: list[str], start: int | None, end: int | None, limit: int, after: str | None
