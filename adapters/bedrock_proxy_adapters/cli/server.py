@@ -4,6 +4,7 @@ import contextlib
 import gc
 import logging
 import socket
+import sys
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -12,6 +13,7 @@ from bedrock_proxy.errors import ConfigurationError
 from bedrock_proxy_adapters.cli.output import not_listening
 from bedrock_proxy_adapters.config import Settings, proxy_from_env, store_name
 from bedrock_proxy_adapters.loading import for_good
+from bedrock_proxy_adapters.telemetry.lines import LinesHandler
 
 if TYPE_CHECKING:
     from bedrock_proxy_adapters.cli.serving import Server
@@ -44,13 +46,18 @@ def serve(host: str, port: int, usage_log: bool) -> None:
 
     settings = Settings.from_env()
     with listening(host, port) as listener:
+        writer = usage_writer() if usage_log else None
         with for_good():
-            proxy = proxy_from_env(finished=usage_writer() if usage_log else None)
+            proxy = proxy_from_env(finished=writer)
         where = store_name(settings.store)
         if where == "memory:":
             where += " no customers, and gone when this ends"
         click.echo(f"Store: {where}", err=True)
-        run(proxy, listener)
+        try:
+            run(proxy, listener)
+        finally:
+            if writer is not None:
+                writer.close()
 
 
 def run(proxy: "Proxy", listener: socket.socket) -> None:
@@ -60,7 +67,7 @@ def run(proxy: "Proxy", listener: socket.socket) -> None:
     Raises:
         ConfigurationError: uvicorn is not installed.
     """
-    logging.getLogger("bedrock_proxy").addHandler(logging.StreamHandler())
+    logging.getLogger("bedrock_proxy").addHandler(LinesHandler(lambda: sys.stderr))
     logging.getLogger("uvicorn.error").addFilter(_worth_saying)
     _allow_files()
     with for_good():

@@ -7,7 +7,6 @@ Everything richer is in the ledger; nothing is ever added to these lines.
 
 import logging
 import sys
-from collections.abc import Callable
 from json.encoder import encode_basestring_ascii as _string
 from typing import TextIO
 
@@ -57,12 +56,30 @@ def log_usage(record: UsageRecord) -> None:
         _log.info("%s", usage_line(record))
 
 
-def usage_writer(stream: TextIO | None = None) -> Callable[[UsageRecord], None]:
-    """Something that writes the line to *stream* (stdout where None), for servers and Lambda."""
+class UsageWriter:
+    """
+    Writes the line of each record; for servers and Lambda. Never waits for its reader
+    (:class:`~bedrock_proxy_adapters.telemetry.lines.Lines`): what nobody reads for long is
+    dropped, for the ledger has it, and one line tells how much.
+    """
 
-    def write(record: UsageRecord) -> None:
-        out = sys.stdout if stream is None else stream
-        out.write(usage_line(record) + "\n")
-        out.flush()
+    def __init__(self, stream: TextIO | None = None) -> None:
+        from bedrock_proxy_adapters.telemetry.lines import Lines
 
-    return write
+        self._lines = Lines(lambda: sys.stdout if stream is None else stream, _dropped)
+
+    def __call__(self, record: UsageRecord) -> None:
+        self._lines.write(usage_line(record))
+
+    def close(self) -> None:
+        """Write what is kept, as far as its reader takes it within a second."""
+        self._lines.close()
+
+
+def usage_writer(stream: TextIO | None = None) -> UsageWriter:
+    """Something that writes the line to *stream* (stdout where None)."""
+    return UsageWriter(stream)
+
+
+def _dropped(rows: int) -> str:
+    return f'{{"event_type":"usage_log_dropped","rows":{rows}}}'
