@@ -3,18 +3,35 @@ The strict front for request bodies: JSON as RFC 8259 means it, and no more.
 
 ``json.loads`` alone accepts duplicate keys, NaN, UTF-16 and lone surrogates; each of them
 is a way to make two parsers see two different requests (RELIABILITY.md, M46 to M56).
+
+A body of a few MiB may hold millions of values, and whoever reads them keeps everybody else
+waiting. So they are counted first, and a body of very many is not read (M61).
 """
 
 import json
 import re
-from collections.abc import Callable, Collection
-from typing import Final, NoReturn, cast
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import accumulate, chain
+from math import isfinite
+from typing import Any, Final, NoReturn, cast
 
-from bedrock_proxy.errors import ClientFault
+from bedrock_proxy.errors import ClientFault, Code
 from bedrock_proxy.parts import Json
 
 MAX_DEPTH: Final = 64
 """Nested arrays and objects; model bodies need about ten."""
+
+MAX_VALUES: Final = 100_000
+"""
+Values of a body; those of models have thousands at most. What counts are the commas and the opening
+brackets outside of strings: one for each value, and one more for each array or object that is empty.
+"""
+
+_FEW: Final = MAX_VALUES // 2
+"""
+As many commas and brackets, within strings or not, are read without a look at where they are: that
+look takes as long as reading a text does.
+"""
 
 MAX_MEMBERS: Final = 256
 """
@@ -29,6 +46,8 @@ _COLON: Final = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
 _COMMA: Final = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
 _LETTER: Final = re.compile(r"\\u00[4-7]")
 """How an escape begins that may stand for a letter of ASCII."""
+_SURROGATE: Final = re.compile(r"\\u[Dd][89A-Fa-f]")
+"""How an escape begins that may stand for half of a surrogate pair."""
 
 
 def parse_object(body: bytes) -> dict[str, Json]:
@@ -46,8 +65,11 @@ def parse_object(body: bytes) -> dict[str, Json]:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ClientFault(f"The request body is not valid UTF-8 at byte {error.start}.") from None
+    outside = _outside_strings(body) if len(body) > _FEW and _marks(body) > _FEW else None
+    if outside is not None:
+        _check_size(outside)
     try:
-        value = _decoded(text)
+        value = _decoded(text, _DECODER if outside is None else _QUICK)
     except json.JSONDecodeError as error:
         raise ClientFault(
             f"The request body is not valid JSON: {error.msg} at line {error.lineno} "
@@ -59,9 +81,11 @@ def parse_object(body: bytes) -> dict[str, Json]:
         raise ClientFault("The request body holds a number with too many digits.") from None
     if not isinstance(value, dict):
         raise ClientFault("The request body must be a JSON object.")
-    if text.count("{") + text.count("[") > MAX_DEPTH:  # else there is nothing to look for
+    if outside is not None:
+        _check_members(value, outside.count(b":"))
+    elif text.count("{") + text.count("[") > MAX_DEPTH:  # else there is nothing to look for
         _check_depth(value)
-    if "\\u" in text:
+    if "\\u" in text and _SURROGATE.search(text) is not None:
         # Only an escape can bring a lone surrogate into text that was valid UTF-8.
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -72,7 +96,7 @@ def parse_object(body: bytes) -> dict[str, Json]:
     return value
 
 
-def without(text: str, names: Collection[str]) -> str:
+def without(text: str, names: Collection[str], rest: Mapping[str, Json]) -> str:
     """
     An object without some of its members: the others go on in the very words of their sender,
     whatever a number or a string of them may look like. Only where a name has to be looked for
@@ -81,6 +105,7 @@ def without(text: str, names: Collection[str]) -> str:
     Args:
         text: What :func:`parse_object` has read.
         names: Of members that it has; letters and underscores.
+        rest: All the others, as they were read.
     """
     literal = "\\u" not in text or _LETTER.search(text) is None
     begins: list[int] = []
@@ -96,8 +121,7 @@ def without(text: str, names: Collection[str]) -> str:
     if hidden:
         found = _find(text, hidden)
         if found is None:
-            members: dict[str, Json] = json.loads(text)
-            return _compact({key: members[key] for key in members if key not in names})
+            return _compact(rest)
         begins += found
     # From the last to the first: what lies before one that is cut out stays where it is.
     for begin in sorted(begins, reverse=True):
@@ -135,15 +159,95 @@ def _past(pattern: "re.Pattern[str]", text: str, at: int) -> int:
 _compact: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def _decoded(text: str) -> Json:
+def _decoded(text: str, decoder: json.JSONDecoder) -> Json:
     # As the decoder's own `decode`, in half the time where no white space is around it.
     value: Json
     if text.startswith("{"):
-        value, end = _DECODER.raw_decode(text)
+        value, end = decoder.raw_decode(text)
         if end == len(text):
             return value
-    value = _DECODER.decode(text)
+    value = decoder.decode(text)
     return value
+
+
+def _marks(text: bytes) -> int:
+    """The commas and opening brackets; quicker than to count each of the three."""
+    return len(text) - len(text.translate(None, b",[{"))
+
+
+def _outside_strings(body: bytes) -> bytes:
+    """
+    What of *body* is not within a string, as far as it is JSON; quotation marks stay.
+
+    Raises:
+        ClientFault: ``too_large``.
+    """
+    if b"\\" in body:
+        # From left to right and in pairs, as they are read: then one that is left escapes.
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    # Two for each string, and no value has more than a name and itself. Without this bound the
+    # pieces could be as many as the bytes.
+    if body.count(b'"') > 4 * (MAX_VALUES + 1):
+        raise _too_many()
+    return b'"'.join(body.split(b'"')[::2])
+
+
+def _check_size(outside: bytes) -> None:
+    """
+    Refuse what is nested too deep or has too many values, by what it has outside of its strings.
+    """
+    many = _marks(outside) > MAX_VALUES
+    # What is too large is looked at no longer than what is not.
+    brackets = (outside[: 8 * MAX_VALUES] if many else outside).translate(None, _NO_BRACKETS)
+    if max(accumulate(map(_STEPS.__getitem__, brackets[: 2 * MAX_VALUES])), default=0) > MAX_DEPTH:
+        raise _too_deep()
+    if many:
+        raise _too_many()
+
+
+_NO_BRACKETS: Final = bytes(set(range(256)).difference(b"[{]}"))
+_STEPS: Final = {ord(b): step for brackets, step in (("[{", 1), ("]}", -1)) for b in brackets}
+
+
+def _check_members(root: Json, colons: int) -> None:
+    """
+    What the decoder has let through: of two members with one name it keeps the last, and then there
+    are fewer than *colons*; a number beyond the range of a double is infinite.
+    """
+    members = 0
+    level: Sequence[Json] = [root]
+    while level:
+        # Exact types, as a decoder makes them; and most levels of a large body have but one.
+        kinds = set(map(type, level))
+        if float in kinds and not all(map(isfinite, _of(float, level, kinds))):
+            raise _beyond_double()
+        objects: Sequence[dict[str, Json]] = _of(dict, level, kinds)
+        arrays: Sequence[list[Json]] = _of(list, level, kinds)
+        members += sum(map(len, objects))
+        level = [
+            *chain.from_iterable(map(_values, filter(None, objects))),
+            *chain.from_iterable(arrays),
+        ]
+    if members != colons:
+        raise _twice()
+
+
+_values: Final[Callable[[dict[str, Json]], Iterable[Json]]] = dict[str, Json].values
+
+
+def _of(kind: type, level: Sequence[Json], kinds: set[type]) -> Sequence[Any]:
+    """Those of *level* that are of *kind*."""
+    if kind not in kinds:
+        return ()
+    return level if len(kinds) == 1 else [value for value in level if type(value) is kind]
+
+
+def _too_many() -> ClientFault:
+    return ClientFault(
+        f"The request body holds more than {MAX_VALUES:,} JSON values; send fewer, or structured "
+        "data as text.",
+        Code.TOO_LARGE,
+    )
 
 
 def _check_depth(root: Json) -> None:
@@ -179,8 +283,12 @@ def _twice() -> ClientFault:
 def _finite(literal: str) -> float:
     value = float(literal)
     if value in {float("inf"), float("-inf")}:
-        raise ClientFault("The request body holds a number beyond the range of a double.")
+        raise _beyond_double()
     return value
+
+
+def _beyond_double() -> ClientFault:
+    return ClientFault("The request body holds a number beyond the range of a double.")
 
 
 def _constant(literal: str) -> NoReturn:
@@ -190,6 +298,8 @@ def _constant(literal: str) -> NoReturn:
 _DECODER: Final = json.JSONDecoder(
     object_pairs_hook=_unique, parse_float=_finite, parse_constant=_constant
 )
+_QUICK: Final = json.JSONDecoder(parse_constant=_constant)
+"""Calls nothing for an object or a number; :func:`_check_members` makes up for it."""
 _scan: Final[Callable[[str, int], tuple[Json, int]]] = _DECODER.scan_once  # type: ignore[attr-defined]
 """
 The value that begins at a place of a text, and where it ends: ``raw_decode`` without the frame of

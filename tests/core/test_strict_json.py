@@ -1,13 +1,15 @@
 """The strict JSON front: rows M46 to M61 of RELIABILITY.md, on the body alone."""
 
 import json
+import time
+from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedrock_proxy.errors import ClientFault, Code
-from bedrock_proxy.strict_json import MAX_DEPTH, MAX_MEMBERS, parse_object, without
+from bedrock_proxy.strict_json import MAX_DEPTH, MAX_MEMBERS, MAX_VALUES, parse_object, without
 
 REFUSED = {
     "M46 empty": b"",
@@ -95,6 +97,150 @@ def test_any_json_object_is_read_as_the_standard_library_reads_it(
     assert json.loads(body) == parse_object(body)
 
 
+# --- bodies of very many values -------------------------------------------------------------
+
+MANY = "0," * 60_000
+"""So many values that they are counted before they are read."""
+
+
+def size(value: object) -> int:
+    """Its values, as they count: what is in an array or an object; and 1 for an empty one."""
+    if not isinstance(value, dict | list):
+        return 0
+    inner = list(value.values()) if isinstance(value, dict) else value
+    return max(1, len(inner)) + sum(map(size, inner))
+
+
+PUNCTUATED = st.recursive(
+    st.integers() | st.text('",:[]{}\\\\\n u\u00e4\U0001f600', max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text('",[{\\:', max_size=3), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(PUNCTUATED, st.booleans(), st.none() | st.just(1))
+def test_M61_a_body_may_hold_so_many_values_and_no_more_whatever_its_strings_hold(
+    value: object, ascii_only: bool, indent: int | None
+) -> None:
+    said = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
+    left = MAX_VALUES - 2 - size(value)
+    zeros = "0," * (left - 1) + "0"
+    full = f'{{"value": {said}, "zeros": [{zeros}]}}'.encode()
+    assert parse_object(full) == {"value": value, "zeros": [0] * left}
+    with pytest.raises(ClientFault) as caught:
+        parse_object(full.replace(b'"zeros": [', b'"zeros": [0,'))
+    assert (caught.value.code, caught.value.status) == (Code.TOO_LARGE, 413)
+    assert "100,000" in caught.value.message
+
+
+@given(
+    st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), JSON_VALUES, max_size=5),
+    st.booleans(),
+)
+def test_M61_what_is_counted_is_read_like_what_is_not(
+    value: dict[str, object], ascii_only: bool
+) -> None:
+    said = json.dumps(value, ensure_ascii=ascii_only)
+    many = f'{{"many": [{MANY}0], "value": {said}}}'
+    assert repr(parse_object(many.encode())["value"]) == repr(json.loads(said))
+
+
+ROWS = ("M50", "M52", "M53", "M54", "M55", "M56")
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if name.startswith(ROWS)])
+@pytest.mark.parametrize("before", [True, False])
+def test_M61_what_is_counted_is_as_strictly_read(name: str, before: bool) -> None:
+    body = REFUSED[name]
+    with pytest.raises(ClientFault) as plain:
+        parse_object(body)
+    many = f'"many": [{MANY}0]'.encode()
+    body = b'{%b, "value": %b}' % (many, body) if before else b'{"value": %b, %b}' % (body, many)
+    with pytest.raises(ClientFault) as caught:
+        parse_object(body)
+    assert caught.value.code is Code.INVALID_REQUEST
+    if not name.startswith("M50"):  # there the place is said
+        assert caught.value.message == plain.value.message
+
+
+@pytest.mark.parametrize(
+    "piece", [",{[", '\\",', "\\n,", "\\\\,", '{\\"a\\": [1, 2]},\\n', "\\u00e4,", "\u00e4,"]
+)
+def test_a_body_of_one_long_string_is_read_whatever_is_in_it(piece: str) -> None:
+    text = piece * (19 * 1024 * 1024 // len(piece.encode()))
+    assert len(str(parse_object(f'{{"a": "{text}"}}'.encode())["a"])) > MAX_VALUES
+
+
+def _cpu(work: Callable[[], object]) -> float:
+    best = float("inf")
+    for _ in range(3):
+        begun = time.process_time()
+        work()
+        best = min(best, time.process_time() - begun)
+    return best
+
+
+def _tried(body: bytes) -> Code | None:
+    try:
+        parse_object(body)
+    except ClientFault as fault:
+        return fault.code
+    return None
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "{},",
+        "[],",
+        '{"a":0},',
+        "[[0]],",
+        '"",',
+        "0,",
+        '"\\"",',
+        '"\\\\",',
+        "1e5,",
+        '{"k":{"k":[]}},',
+    ],
+)
+def test_M61_T08_very_many_values_are_refused_in_less_time_than_they_are_read(piece: str) -> None:
+    body = f'{{"messages": [{piece * (1_500_000 // len(piece))}0]}}'.encode()
+    assert _tried(body) is Code.TOO_LARGE
+    assert _cpu(lambda: _tried(body)) < _cpu(lambda: json.loads(body))
+
+
+@pytest.mark.parametrize(
+    ("begin", "piece"),
+    [
+        ('{"a": "', ","),
+        ('{"a": "', "\\"),
+        ('{"a": "', '\\"'),
+        ("", '\\"'),
+        ("", '"\\'),
+        ("", '"'),
+        ("", "["),
+        ("", "]"),
+        ("", '{"a":'),
+    ],
+)
+def test_M61_garbage_is_refused_in_a_time_that_grows_with_its_length(
+    begin: str, piece: str
+) -> None:
+    def body(length: int) -> bytes:
+        return f"{begin}{piece * (length // len(piece))}{',' * 60_000}".encode()
+
+    small, large = body(1_000_000), body(4_000_000)
+    assert _tried(small) is not None
+    assert _tried(large) is not None
+    assert _cpu(lambda: _tried(large)) < 10 * _cpu(lambda: _tried(small))
+
+
+# --- a body without what is not for Bedrock -------------------------------------------------
+
 NAMES = ("modelId", "model", "stream", "stream_events")
 KEYS = st.sampled_from(NAMES) | st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 BLANKS = st.text(" \t\n\r", max_size=2)
@@ -136,9 +282,11 @@ def test_without_some_of_its_members_the_others_are_as_they_were_written(
     text = f"{next(between)}{{{inside or next(between)}}}{next(between)}"
     assert parse_object(text.encode()) == value
     taken = {name for name in value if name in NAMES and data.draw(st.booleans())}
-    left = without(text, taken)
     # The comparison of reprs tells 1 from 1.0, and the order of the members.
-    rest = {name: member for name, member in value.items() if name not in taken}
+    rest = {
+        name: member for name, member in parse_object(text.encode()).items() if name not in taken
+    }
+    left = without(text, taken, rest)
     assert repr(parse_object(left.encode())) == repr(rest)
     at = 0
     for said in [said for name, said in zip(value, members, strict=True) if name not in taken]:
@@ -163,18 +311,19 @@ def test_without_some_of_its_members_the_others_are_as_they_were_written(
     ],
 )
 def test_the_member_itself_is_left_out_and_nothing_that_looks_like_it(text: str, left: str) -> None:
-    assert without(text, ["modelId"]) == left
+    assert without(text, ["modelId"], {}) == left
 
 
 @pytest.mark.parametrize("more", [0, 1, 1_000])
 def test_a_name_behind_many_members_is_left_out_of_an_object_written_anew(more: int) -> None:
     before = ", ".join([f'"m{number}": 1.50' for number in range(MAX_MEMBERS - 1 + more)])
     text = f'{{{before}, "modelId": "m", "x": {{"modelId": 1.0}}}}'
-    left = without(text, ["modelId"])
-    assert json.loads(left) == {k: v for k, v in json.loads(text).items() if k != "modelId"}
+    rest = {k: v for k, v in parse_object(text.encode()).items() if k != "modelId"}
+    left = without(text, ["modelId"], rest)
+    assert json.loads(left) == rest
     assert ("1.50" in left) == (more == 0)
     # Where it is the only one of its name, none is looked at.
-    assert without(f'{{{before}, "modelId": "m"}}', ["modelId"]) == f"{{{before}}}"
+    assert without(f'{{{before}, "modelId": "m"}}', ["modelId"], {}) == f"{{{before}}}"
 
 
 @given(st.binary(max_size=60))

@@ -42,7 +42,7 @@ from bedrock_proxy.admission import Barred, Refusal
 from bedrock_proxy.customers import TokenOwner
 from bedrock_proxy.front import MAX_HEADERS, MAX_URI
 from bedrock_proxy.ports import Operation, UpstreamHead
-from bedrock_proxy.strict_json import MAX_DEPTH
+from bedrock_proxy.strict_json import MAX_DEPTH, MAX_VALUES
 
 
 @define(eq=False)
@@ -315,15 +315,47 @@ def _cpu(work: Callable[[], object]) -> float:
     return best
 
 
-@pytest.mark.parametrize("kind", ["flat", "wrong at the end"])
-def test_M61_100000_keys_cost_little_more_than_reading_them(kind: str) -> None:
-    members = json.dumps({f"key-{i}": i for i in range(100_000)})[1:-1]
-    body = f'{{"modelId": "{MODEL}", "stream": true, {members}}}'.encode()
-    if kind != "flat":
-        body = body[:-1] + b', "key-0": 1}'
+def _keys(number: int, *more: str) -> bytes:
+    members = json.dumps({f"key-{i}": i for i in range(number)})[1:-1]
+    last = "".join([f", {member}" for member in more])
+    return f'{{"modelId": "{MODEL}", "stream": true, {members}{last}}}'.encode()
+
+
+@pytest.mark.parametrize("last", [(), ('"key-0": 1',)], ids=["flat", "wrong at the end"])
+def test_M61_100000_keys_are_refused_in_less_time_than_they_are_read(last: tuple[str, ...]) -> None:
+    body = _keys(100_000, *last)
+    talk = converse(World().answers(claude()), body)
+    assert (413, "too_large") == (talk.status, json.loads(talk.said)["code"])
+    assert talk.world.calls == []
     plain = _cpu(lambda: json.loads(body))
-    ours = _cpu(lambda: converse(World().answers(claude()), body))
-    assert ours < 12 * plain
+    assert _cpu(lambda: converse(World().answers(claude()), body)) < 2 * plain
+
+
+COSTLY = {
+    "flat": _keys(MAX_VALUES - 10),
+    "wrong at the end": _keys(MAX_VALUES - 10, '"key-0": 1'),
+    "the model hidden": _keys(MAX_VALUES - 20, '"x": {"stream": 1, "modelId": 2}'),
+    **{
+        piece: f'{{"modelId": "{MODEL}", "messages": [{piece * number}0]}}'.encode()
+        for piece, number in (
+            ("{},", MAX_VALUES // 2 - 10),
+            ('{"a":0},', MAX_VALUES // 2 - 10),
+            ('{"type":"image","image":{"source":0}},', MAX_VALUES // 4 - 10),
+            ("[[[[[[[[]]]]]]]],", MAX_VALUES // 9 - 10),
+            ('"\u00e4",', MAX_VALUES - 10),
+            ("1e5,", MAX_VALUES - 10),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("body", COSTLY.values(), ids=COSTLY)
+def test_M61_T08_a_body_of_as_many_values_as_may_be_costs_little_more_than_reading_it(
+    body: bytes,
+) -> None:
+    plain = _cpu(lambda: json.loads(_keys(MAX_VALUES)))
+    assert converse(World().answers(claude()), body).status in {200, 400}
+    assert _cpu(lambda: converse(World().answers(claude()), body)) < 12 * plain
 
 
 GOOD_IDS = ("abc", "a" * 128, "0190b8c1-7f3e-7000-8000-000000000000", "Root=1-5e1b4151/a:b+c._")

@@ -22,6 +22,9 @@ from bedrock_proxy.ports import Operation, UpstreamCall, UpstreamHead
 from bedrock_proxy.strict_json import parse_object, without
 from bedrock_proxy.usage import Usage
 
+_OURS: Final = ("modelId", "model", "stream", "stream_events")
+"""What a body says to this dialect; not all of it is taken out on the way to Bedrock."""
+
 _escaped: Final = json.encoder.encode_basestring_ascii
 """A string as ``json.dumps`` writes it."""
 
@@ -55,7 +58,7 @@ class Simple:
 
     def call(self, request: Request, body: bytes, operation: str, model: str | None) -> Call:  # noqa: ARG002
         sent = parse_object(body)
-        names = tuple(sent)
+        ours = [name for name in _OURS if name in sent]
         name = parse_model_id(_take_model(sent))
         stream = _flag(sent, "stream")
         full = _take_choice(sent, "stream_events")
@@ -66,7 +69,7 @@ class Simple:
         upstream = UpstreamCall(
             Operation.INVOKE_STREAM if stream else Operation.INVOKE,
             name.raw,
-            without(text, [name for name in names if name not in sent]).encode(),
+            without(text, [name for name in ours if name not in sent], sent).encode(),
             _JSON if stream else (*_JSON, ("accept", "application/json")),
         )
         request_id = request.request_id

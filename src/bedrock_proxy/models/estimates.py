@@ -35,7 +35,7 @@ _CONVERSE_OWN: Final = "additionalModelRequestFields"
 _BLOCK_TYPES: Final = frozenset(
     {"image", "document", "image_url", "input_image", "file", "video", "audio", "input_audio"}
 )
-_WRAPPERS: Final = ("image", "document", "video", "audio")
+_WRAPPERS: Final = frozenset({"image", "document", "video", "audio"})
 _BINARY: Final = frozenset({"data", "bytes", "file_data", "b64_json", "base64String"})
 _OPAQUE: Final = frozenset({"signature", "redactedContent"})
 """Members that hold base64 beside the text of a reasoning block."""
@@ -128,42 +128,44 @@ def _weigh(body: Json) -> tuple[int, int]:
     """The bytes of text and the number of blocks. A loop, for bodies may be deep and large."""
     size = 0
     blocks = 0
-    rest: list[tuple[Json, bool]] = [(body if isinstance(body, _CONTAINERS) else [body], False)]
-    while rest:
-        node, in_block = rest.pop()
-        values: Iterable[Json] = ()
-        if isinstance(node, list):
-            values = node
-        elif isinstance(node, dict):
+    rest: list[Json] = []
+    within: list[Json] = []  # what is in a block, by its type or its wrapper
+    if isinstance(body, dict) and not _IMAGE_LISTS.isdisjoint(body) and (images := _images(body)):
+        blocks = images
+        body = {key: value for key, value in body.items() if key not in _IMAGE_LISTS}
+    rest.append(body if isinstance(body, _CONTAINERS) else [body])
+    while rest or within:
+        in_block = not rest
+        node = within.pop() if in_block else rest.pop()
+        values: Iterable[Json]
+        if isinstance(node, dict):
             kind = node.get("type")
             if isinstance(kind, str) and kind in _BLOCK_TYPES:
                 blocks += 1
                 in_block = True
-            binary = (in_block and kind != "text") or kind == "redacted_thinking"
-            if node is body and not _IMAGE_LISTS.isdisjoint(node) and (images := _images(node)):
-                blocks += images
-                values = [value for key, value in node.items() if key not in _IMAGE_LISTS]
-            elif binary or in_block or not _APART.isdisjoint(node):
-                values = [
-                    value
-                    for key, value in node.items()
-                    if key not in _WRAPPERS
-                    and not (isinstance(value, str) and _is_base64(key, value, binary))
-                ]
-                for name in _WRAPPERS:
-                    value = node.get(name)
-                    if isinstance(value, dict) and "source" in value:
-                        blocks += 1
-                        rest.append((value, True))
-                    elif value is not None:
-                        rest.append(([value], in_block))
-            else:
-                values = node.values()
+            if in_block or kind == "redacted_thinking" or not _APART.isdisjoint(node):
+                binary = (in_block and kind != "text") or kind == "redacted_thinking"
+                inner = within if in_block else rest
+                for key, value in node.items():
+                    if isinstance(value, str):
+                        if key in _WRAPPERS or not _is_base64(key, value, binary):
+                            size += len(value) if value.isascii() else _utf8(value)
+                    elif value and isinstance(value, _CONTAINERS):
+                        if key in _WRAPPERS and isinstance(value, dict) and "source" in value:
+                            blocks += 1
+                            within.append(value)
+                        else:
+                            inner.append(value)
+                continue
+            values = node.values()
+        else:
+            values = cast("list[Json]", node)
+        inner = within if in_block else rest
         for value in values:
             if isinstance(value, str):
                 size += len(value) if value.isascii() else _utf8(value)
-            elif isinstance(value, _CONTAINERS) and value:
-                rest.append((value, in_block))
+            elif value and isinstance(value, _CONTAINERS):
+                inner.append(value)
     return size, blocks
 
 
