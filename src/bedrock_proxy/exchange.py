@@ -178,7 +178,7 @@ def _admitted(
         yield from _release(wanted)
         raise
     if isinstance(grant, Refusal):
-        raise limits.refused(grant)
+        raise limits.refused(grant, wanted)
     renew_at = arrived.monotonic + rules.lease_ms / 2000
     course = Course(request, rules, call, arrived, grant.lease, owner.key, grant.limits, renew_at)
     return (yield from _settled(course))

@@ -10,7 +10,7 @@ from typing import Final
 from attrs import asdict
 
 from bedrock_proxy import front
-from bedrock_proxy.admission import Barred, Limit, LimitState, Refusal
+from bedrock_proxy.admission import AdmissionRequest, Barred, Limit, LimitState, Refusal
 from bedrock_proxy.customers import Key
 from bedrock_proxy.errors import ClientFault, Code, LimitReached, ProxyError
 from bedrock_proxy.http import Headers
@@ -28,6 +28,19 @@ _HEADER_NAMES: Final = {
 
 _RATES: Final = frozenset({Limit.REQUESTS_PER_MINUTE, Limit.TOKENS_PER_MINUTE, Limit.CONCURRENCY})
 """The others are budgets: they last until a day or a month is over."""
+
+_MONEY: Final = "US dollars"
+_WORDS: Final = {
+    Limit.REQUESTS_PER_MINUTE: ("requests", "per minute"),
+    Limit.TOKENS_PER_MINUTE: ("tokens", "per minute"),
+    Limit.CONCURRENCY: ("requests", "at once"),
+    Limit.REQUESTS_PER_DAY: ("requests", "per day"),
+    Limit.TOKENS_PER_DAY: ("tokens", "per day"),
+    Limit.TOKENS_PER_MONTH: ("tokens", "per month"),
+    Limit.COST_PER_DAY: (_MONEY, "per day"),
+    Limit.COST_PER_MONTH: (_MONEY, "per month"),
+}
+"""What a limit counts, and of which time."""
 
 
 def headers(states: Sequence[LimitState]) -> Headers:
@@ -53,8 +66,8 @@ def disabled() -> ProxyError:
     return ClientFault("This customer has been disabled.", Code.CUSTOMER_DISABLED)
 
 
-def refused(refusal: Refusal) -> ProxyError:
-    """A refusal, in words."""
+def refused(refusal: Refusal, wanted: AdmissionRequest) -> ProxyError:
+    """The refusal of *wanted*, in words."""
     states = headers(refusal.limits)
     match refusal.reason:
         case Barred.KEY_GONE:
@@ -69,22 +82,43 @@ def refused(refusal: Refusal) -> ProxyError:
             )
         case limit:
             pass
-    waiting = refusal.retry_after is not None
-    what = str(limit).replace("_", " ")
-    cap = f" of {refusal.cap}" if refusal.cap is not None else ""
-    advice = (
-        f"try again in {refusal.retry_after} second{'' if refusal.retry_after == 1 else 's'}"
-        if waiting
-        else "this request alone is larger than it allows"
-    )
     return LimitReached(
-        f"The limit{cap} {what} has been reached; {advice}.",
+        _sentence(limit, refusal.cap or 0, refusal.retry_after, wanted),
         Code.RATE_LIMITED if limit in _RATES else Code.OVER_BUDGET,
-        retryable=waiting,
+        retryable=refusal.retry_after is not None,
         retry_after=refusal.retry_after,
         limit=str(limit),
         headers=states,
     )
+
+
+def _sentence(limit: Limit, cap: int, wait: int | None, wanted: AdmissionRequest) -> str:
+    unit, period = _WORDS[limit]
+    most = _dollars(cap) if unit == _MONEY else str(cap)
+    if wait is not None:
+        again = f"try again in {wait} second{'' if wait == 1 else 's'}."
+        if limit is Limit.CONCURRENCY:
+            under_way = f"{cap} request{' is' if cap == 1 else 's are'} under way"
+            return f"{under_way}, as many as the limit of concurrency allows at once; {again}"
+        return f"The limit of {most} {unit} {period} has been reached; {again}"
+    if not cap:
+        return f"The limit is 0 {unit} {period}: this token may not be used for requests."
+    if unit == "requests":  # only a burst is smaller than one of them
+        return "The burst is 0 requests: this token may not be used for requests."
+    asked = (
+        f"cost up to {_dollars(wanted.cost_nanousd or 0)} {unit}"
+        if unit == _MONEY
+        else f"use up to {wanted.input_tokens + wanted.output_tokens} {unit}"
+    )
+    return (
+        f"This request may {asked}, more than the limit of {most} {unit} {period}; "
+        "ask for a smaller max_tokens, or send less."
+    )
+
+
+def _dollars(nano: int) -> str:
+    whole, part = divmod(nano, 10**9)
+    return f"{whole}.{part:09}".rstrip("0").rstrip(".")
 
 
 def standing_body(standing: Standing, at: int) -> bytes:

@@ -3,22 +3,121 @@
 import pytest
 
 from bedrock_proxy import limits
-from bedrock_proxy.admission import Limit, Refusal
+from bedrock_proxy.admission import FRESH, AdmissionRequest, Limit, Refusal, decide
+from bedrock_proxy.customers import Limits
+from bedrock_proxy.errors import Code, ProxyError
+
+
+def ask(input_tokens: int = 11, output_tokens: int = 200, cost: int = 0) -> AdmissionRequest:
+    return AdmissionRequest(
+        request_id="r",
+        customer_id="c",
+        key_id="k",
+        model_id="m",
+        model="m",
+        dialect="simple",
+        operation="InvokeModel",
+        stream=False,
+        at=0,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        cost_nanousd=cost,
+        price_version=None,
+        client_request_id=None,
+        lease_ms=300_000,
+    )
+
+
+def refused(limit: Limits, request: AdmissionRequest, live: int = 0) -> ProxyError:
+    decision, _ = decide(FRESH, limit, request, live)
+    assert isinstance(decision, Refusal)
+    return limits.refused(decision, request)
 
 
 @pytest.mark.parametrize(
     ("retry_after", "advice"),
+    [(1, "; try again in 1 second."), (30, "; try again in 30 seconds.")],
+)
+def test_a_refusal_names_the_limit_and_says_what_to_do(retry_after: int, advice: str) -> None:
+    refusal = Refusal(reason=Limit.REQUESTS_PER_MINUTE, retry_after=retry_after, cap=60)
+    error = limits.refused(refusal, ask())
+    assert f"The limit of 60 requests per minute has been reached{advice}" == str(error)
+    assert (retry_after, True) == (error.retry_after, error.retryable)
+
+
+@pytest.mark.parametrize(
+    ("limit", "cap", "what"),
     [
-        (1, "; try again in 1 second."),
-        (30, "; try again in 30 seconds."),
-        (None, "; this request alone is larger than it allows."),
+        (Limit.TOKENS_PER_MINUTE, 60, "60 tokens per minute"),
+        (Limit.REQUESTS_PER_DAY, 60, "60 requests per day"),
+        (Limit.TOKENS_PER_MONTH, 60, "60 tokens per month"),
+        (Limit.COST_PER_DAY, 12_500_000_000, "12.5 US dollars per day"),
+        (Limit.COST_PER_MONTH, 20_000_000_000, "20 US dollars per month"),
     ],
 )
-def test_a_refusal_names_the_limit_and_says_what_to_do(
-    retry_after: int | None, advice: str
+def test_each_limit_is_said_in_its_own_unit(limit: Limit, cap: int, what: str) -> None:
+    error = limits.refused(Refusal(reason=limit, retry_after=9, cap=cap), ask())
+    assert f"The limit of {what} has been reached; try again in 9 seconds." == str(error)
+
+
+@pytest.mark.parametrize(
+    ("limit", "asked"),
+    [
+        (
+            Limits(tokens_per_day=150),
+            "use up to 211 tokens, more than the limit of 150 tokens per day",
+        ),
+        (
+            Limits(tokens_per_month=150),
+            "use up to 211 tokens, more than the limit of 150 tokens per month",
+        ),
+        (
+            Limits(tokens_per_minute=150),
+            "use up to 211 tokens, more than the limit of 150 tokens per minute",
+        ),
+        (
+            Limits(cost_per_day=10_000_000),
+            "cost up to 0.0205 US dollars, more than the limit of 0.01 US dollars per day",
+        ),
+    ],
+)
+def test_a_request_larger_than_a_whole_limit_is_told_by_how_much_and_not_of_use(
+    limit: Limits, asked: str
 ) -> None:
-    error = limits.refused(
-        Refusal(reason=Limit.REQUESTS_PER_MINUTE, retry_after=retry_after, cap=60)
+    error = refused(limit, ask(cost=20_500_000))
+    assert f"This request may {asked}; ask for a smaller max_tokens, or send less." == str(error)
+    assert (error.retry_after, error.retryable) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (Limit.REQUESTS_PER_MINUTE, "0 requests per minute"),
+        (Limit.TOKENS_PER_MINUTE, "0 tokens per minute"),
+        (Limit.CONCURRENCY, "0 requests at once"),
+        (Limit.REQUESTS_PER_DAY, "0 requests per day"),
+        (Limit.TOKENS_PER_DAY, "0 tokens per day"),
+        (Limit.TOKENS_PER_MONTH, "0 tokens per month"),
+        (Limit.COST_PER_DAY, "0 US dollars per day"),
+        (Limit.COST_PER_MONTH, "0 US dollars per month"),
+    ],
+)
+def test_a_limit_of_nothing_is_said_to_be_that(limit: Limit, said: str) -> None:
+    error = refused(Limits(**{limit.value: 0}), ask())
+    assert f"The limit is {said}: this token may not be used for requests." == str(error)
+    assert (error.status, error.limit, error.retryable) == (429, limit.value, False)
+
+
+def test_a_burst_of_nothing_is_said_to_be_that() -> None:
+    error = refused(Limits(requests_per_minute=60, burst=0), ask())
+    assert "The burst is 0 requests: this token may not be used for requests." == str(error)
+
+
+@pytest.mark.parametrize(("cap", "said"), [(1, "1 request is"), (2, "2 requests are")])
+def test_as_many_requests_as_may_be_under_way_are_said_to_be_that(cap: int, said: str) -> None:
+    error = refused(Limits(concurrency=cap), ask(), live=cap)
+    assert (
+        f"{said} under way, as many as the limit of concurrency allows at once; try again in 1 second."
+        == str(error)
     )
-    assert f"The limit of 60 requests per minute has been reached{advice}" == str(error)
-    assert (retry_after, retry_after is not None) == (error.retry_after, error.retryable)
+    assert (error.code, error.retry_after) == (Code.RATE_LIMITED, 1)

@@ -404,7 +404,7 @@ def test_errors_of_ours_look_like_bedrocks(name: str, status: int, kind: str) ->
     elif name == "media type":
         headers = (("content-type", "text/plain"),)
     elif name == "limit":
-        world.refusal = Refusal(reason=Limit.REQUESTS_PER_MINUTE, retry_after=7)
+        world.refusal = Refusal(reason=Limit.REQUESTS_PER_MINUTE, retry_after=7, cap=2)
     elif name == "method":
         options["method"] = "GET"
     elif name == "overloaded":

@@ -81,7 +81,7 @@ def test_answers_are_as_described() -> None:
         world = World().answers(stream)
         said = converse(world, ask_claude(stream_events="full"), array).said
         check("Chunks", json.loads(said))
-    limited = World(refusal=Refusal(reason=Limit.CONCURRENCY, retry_after=1))
+    limited = World(refusal=Refusal(reason=Limit.CONCURRENCY, retry_after=1, cap=2))
     check("Error", json.loads(converse(limited).said))
     native = converse(World(), b"{", path=f"/model/{MODEL}/converse")
     check("NativeError", json.loads(native.said))
