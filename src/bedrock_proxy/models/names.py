@@ -149,11 +149,15 @@ def _without_context(model: str) -> str:
 
 
 def not_allowed() -> ClientFault:
-    """The one answer to a model the customer may not call, whatever the reason."""
+    """The one answer to a model that is not on the customer's list, whatever the reason."""
     return ClientFault(
         "This model is not available to you; ask whoever gave you your token for it.",
         Code.MODEL_NOT_ALLOWED,
     )
+
+
+def _leads_elsewhere(why: str) -> ClientFault:
+    return ClientFault(why, Code.MODEL_NOT_ALLOWED)
 
 
 def without_account(name: str) -> str:
@@ -199,17 +203,22 @@ def check_arn(
         account: The only account whose resources may be called; None is any.
 
     Raises:
-        ClientFault: ``model_not_allowed``.
+        ClientFault: ``model_not_allowed``. It says what does not fit; not the account that would.
     """
     if not name.is_arn:
         return
     if name.service != "bedrock" and (name.service, name.kind) != ("sagemaker", "endpoint"):
-        raise not_allowed()
+        raise _leads_elsewhere("The ARN names neither a resource of Bedrock nor an endpoint.")
     if region:
         if name.region != region:
-            raise not_allowed()
+            which = "another" if name.region else "no"
+            raise _leads_elsewhere(
+                f"This proxy calls Bedrock in {region}; the ARN names {which} region."
+            )
         partition = partition or partition_of(region)
     if partition is not None and name.partition != partition:
-        raise not_allowed()
+        raise _leads_elsewhere(
+            f"This proxy calls Bedrock in the partition {partition}; the ARN names another one."
+        )
     if account and name.account and name.account != account:
-        raise not_allowed()
+        raise _leads_elsewhere("The ARN names an AWS account that this proxy does not call.")

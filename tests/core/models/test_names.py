@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,6 @@ from bedrock_proxy.models.names import (
     PROFILE_PREFIXES,
     ModelName,
     check_arn,
-    not_allowed,
     parse_model_id,
     partition_of,
     without_account,
@@ -237,27 +238,50 @@ ENDPOINT = f"arn:aws:sagemaker:us-east-1:{ACCOUNT}:endpoint/x"
 
 
 @pytest.mark.parametrize(
-    ("raw", "region", "account"),
+    ("raw", "region", "account", "why"),
     [
-        (PROFILE.replace("us-east-1", "us-west-2"), "us-east-1", None),
-        (PROFILE.replace("us-east-1", ""), "us-east-1", None),
-        (PROFILE.replace("arn:aws:", "arn:aws-cn:"), "us-east-1", None),
-        (PROFILE, "us-gov-west-1", None),
-        (PROFILE.replace("us-east-1", "us-gov-west-1"), "us-gov-west-1", None),
-        (PROFILE, "us-east-1", "999999999999"),
-        (ENDPOINT, "us-east-1", "999999999999"),
-        (ENDPOINT.replace("endpoint/", "model/"), "us-east-1", None),
-        (PROFILE.replace(":bedrock:", ":lambda:"), "us-east-1", None),
-        (PROFILE.replace(":bedrock:", ":lambda:"), None, None),
+        (
+            PROFILE.replace("us-east-1", "us-west-2"),
+            "us-east-1",
+            None,
+            "in us-east-1; the ARN names another region",
+        ),
+        (PROFILE.replace("us-east-1", ""), "us-east-1", None, "the ARN names no region"),
+        (PROFILE.replace("arn:aws:", "arn:aws-cn:"), "us-east-1", None, "partition aws;"),
+        (PROFILE, "us-gov-west-1", None, "in us-gov-west-1; the ARN names another region"),
+        (
+            PROFILE.replace("us-east-1", "us-gov-west-1"),
+            "us-gov-west-1",
+            None,
+            "partition aws-us-gov;",
+        ),
+        (PROFILE, "us-east-1", "999999999999", "an AWS account that this proxy does not call"),
+        (ENDPOINT, "us-east-1", "999999999999", "an AWS account that this proxy does not call"),
+        (
+            ENDPOINT.replace("endpoint/", "model/"),
+            "us-east-1",
+            None,
+            "neither a resource of Bedrock",
+        ),
+        (
+            PROFILE.replace(":bedrock:", ":lambda:"),
+            "us-east-1",
+            None,
+            "neither a resource of Bedrock",
+        ),
+        (PROFILE.replace(":bedrock:", ":lambda:"), None, None, "neither a resource of Bedrock"),
     ],
 )
-def test_M74_an_arn_of_another_region_partition_account_or_service_is_refused(
-    raw: str, region: str | None, account: str | None
+def test_M74_an_arn_of_another_region_partition_account_or_service_is_told_what_does_not_fit(
+    raw: str, region: str | None, account: str | None, why: str
 ) -> None:
     with pytest.raises(ClientFault) as caught:
         check_arn(parse_model_id(raw), region=region, account=account)
     assert (caught.value.status, caught.value.code) == (403, Code.MODEL_NOT_ALLOWED)
-    assert not_allowed().message == caught.value.message
+    assert why in caught.value.message
+    assert caught.value.message.endswith(".")
+    assert "arn:" not in caught.value.message
+    assert not re.search("[0-9]{4}", caught.value.message)
 
 
 @pytest.mark.parametrize(
