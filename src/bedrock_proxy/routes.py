@@ -92,6 +92,10 @@ ROUTES: Final[tuple[Route, ...]] = (
 )
 
 
+_NATIVE: Final = ("/model/", "/guardrail/", "/async-invoke")
+"""How the paths of Bedrock Runtime begin: who calls them reads errors as an AWS SDK does."""
+
+
 class Found(NamedTuple):
     """
     A route, and what its path says.
@@ -130,7 +134,12 @@ def find(request: Request) -> Found:
             Code.METHOD_NOT_ALLOWED,
             headers=(("allow", ", ".join(allowed)),),
         )
-    raise ClientFault("There is nothing at this path.", Code.NOT_FOUND)
+    raise ClientFault(
+        "The proxy does not serve this operation of Bedrock."
+        if path.startswith(_NATIVE)
+        else "There is nothing at this path.",
+        Code.NOT_FOUND,
+    )
 
 
 def _model(model: str, request: Request) -> str | None:
@@ -151,9 +160,9 @@ def dialect_of(request: Request) -> Dialect:
     """Who words an error for *request*, whether or not there is a route for it."""
     path = request.path or "/"
     for route in ROUTES:
-        if route.variables(path) is not None:
+        if route.method != "OPTIONS" and route.variables(path) is not None:
             return route.dialect
-    return SIMPLE
+    return BEDROCK if path.startswith(_NATIVE) else SIMPLE
 
 
 def _shown(method: str) -> str:

@@ -74,6 +74,30 @@ def test_both_paths_of_the_simple_dialect_lead_to_it() -> None:
         assert find(path).route.operation == "invoke"
 
 
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [
+        ("/async-invoke", "GET"),
+        ("/async-invoke", "POST"),
+        ("/async-invoke/arn%3Aaws%3Abedrock", "GET"),
+        ("/model/some.model/invoke-with-bidirectional-stream", "POST"),
+        ("/guardrail/abc/version/1/describe", "POST"),
+    ],
+)
+def test_an_operation_of_bedrock_that_has_no_route_is_refused_as_an_sdk_reads_it(
+    path: str, method: str
+) -> None:
+    talk = converse(World(), method=method, path=path)
+    assert (talk.status, talk.header("x-amzn-errortype")) == (404, "UnknownOperationException")
+    said = b'{"message": "The proxy does not serve this operation of Bedrock."}'
+    assert talk.said == said
+
+
+def test_M31_any_other_path_is_refused_in_the_simple_dialects_form() -> None:
+    for path in ("/nothing", "/model", "/models/x", "/guardrail"):
+        assert b'"error": "There is nothing at this path."' in converse(World(), path=path).said
+
+
 def test_M32_a_wrong_method_is_told_which_are_allowed() -> None:
     error = fault("/", "GET")
     assert (error.status, error.code) == (405, Code.METHOD_NOT_ALLOWED)

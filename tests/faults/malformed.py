@@ -89,7 +89,7 @@ class Row:
     @property
     def is_native(self) -> bool:
         """Whether it is written on Bedrock's own wire, and so refused on it."""
-        return self.path.startswith("/model/") and self.status != 404
+        return self.path.startswith("/model/")
 
     @property
     def promise(self) -> str:

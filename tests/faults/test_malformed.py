@@ -75,7 +75,8 @@ def refused(row: Row, talk: Conversation) -> dict[str, object]:
     if row.is_native:
         assert error.keys() == {"message"}
         error["error"] = error["message"]
-        kind = {401: "AccessDenied", 403: "AccessDenied"}.get(row.status, "Validation")
+        kinds = {401: "AccessDenied", 403: "AccessDenied", 404: "UnknownOperation"}
+        kind = kinds.get(row.status, "Validation")
         assert talk.header("x-amzn-errortype") == f"{kind}Exception"
     else:
         assert {"error", "code", "request_id", "retryable"} <= error.keys()

@@ -40,6 +40,7 @@ from bedrock_proxy_adapters.simulator.values import (
 _ROUTE: Final = re.compile(
     "/model/(.+)/(invoke-with-response-stream|invoke|converse-stream|converse|count-tokens)"
 )
+_UNKNOWN: Final = "The simulator has no such operation."
 _CONTROL: Final = "/_simulator/"
 _NAMESPACE: Final = uuid.UUID("5f3a1c52-70a5-4a3b-9d0c-6f1f0f9b6a11")
 DEFAULT_KEPT_CALLS: Final = 10_000
@@ -199,7 +200,7 @@ class Bedrock:
             return self._control(method, path[len(_CONTROL) :], body), request_id, None
         route = _ROUTE.fullmatch(path)
         if method != "POST" or route is None:
-            return error_reply("UnknownOperationException"), request_id, None
+            return error_reply("UnknownOperationException", _UNKNOWN), request_id, None
         model = unquote(route[1])
         operation = cast("Operation", route[2])
         with self._changed:
@@ -234,7 +235,7 @@ class Bedrock:
         }
         act = acts.get((method, name))
         if act is None:
-            return error_reply("UnknownOperationException")
+            return error_reply("UnknownOperationException", _UNKNOWN)
         try:
             answer = act(parse_body(body) if body else {})
         except (InvalidBody, ValueError, LookupError) as refusal:

@@ -205,6 +205,8 @@ def _passed_back(headers: Headers, content_type: str, request_id: str) -> Header
 
 
 def _type_of(error: ProxyError) -> str:
+    if error.code is Code.NOT_FOUND:
+        return "UnknownOperationException"  # as AWS's own services say of a path
     server = "InternalServerException" if error.status >= 500 else "ValidationException"
     return _TYPES.get(error.status, server)
 

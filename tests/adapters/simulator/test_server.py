@@ -129,7 +129,7 @@ def test_an_unknown_path_is_an_unknown_operation(method, path, wire, simulator):
     assert status == 404
     assert headers["x-amzn-errortype"].startswith("UnknownOperationException")
     assert headers["x-amzn-requestid"]
-    assert json.loads(body)["message"]
+    assert json.loads(body)["message"] == "The simulator has no such operation."
     assert simulator.calls == []
 
 
