@@ -20,6 +20,7 @@ from typing import Any, Literal, Self, TypeVar
 import boto3
 import uvicorn
 from attrs import define, field
+from tests.servers.ports import free_port
 
 from bedrock_proxy import tokens
 from bedrock_proxy.customers import UNLIMITED, Customer, Key, Limits
@@ -172,12 +173,6 @@ def on_uvicorn(
             server.should_exit = True
             thread.join(30)
             store.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def server_environment(simulator: RunningSimulator, folder: Path, **more: str) -> dict[str, str]:

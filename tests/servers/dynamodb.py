@@ -12,7 +12,6 @@ import atexit
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -26,6 +25,7 @@ from attrs import define, field
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from tests.e2e.tools import missing, node
+from tests.servers.ports import free_port
 
 from bedrock_proxy_adapters.stores.dynamodb import create_table
 
@@ -148,11 +148,8 @@ def _program(name: Name) -> Path:
 def start(name: Name) -> Emulator:
     """An emulator of one test's own; the caller stops it."""
     _program(name)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
-    emulator = Emulator(name, port, folder)
+    emulator = Emulator(name, free_port(), folder)
     emulator.start()
     return emulator
 

@@ -6,7 +6,6 @@ import atexit
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,7 @@ from typing import NoReturn
 import pytest
 from attrs import define
 from redis import Redis, exceptions
+from tests.servers.ports import free_port
 
 
 def program() -> str:
@@ -96,16 +96,6 @@ class Server:
     def resume(self) -> None:
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
-
-
-def free_port() -> int:
-    """One that Redis takes: in a cluster it refuses those above 55,535."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port <= 55_535:
-            return port
 
 
 @contextmanager
