@@ -140,8 +140,9 @@ def test_T12_the_same_check_fails_on_a_server_that_is_not_atomic() -> None:
         granted = [sum(of_one) for of_one in zip(*told, strict=True)]
         print(f"T12 moto: of 64 each, with a burst of 37, were admitted: {granted}")
         if max(granted) > 37:
+            # One by one: a customer who lost some to an error may make up for the other's excess.
             with pytest.raises(AssertionError):
-                assert_exact(granted, 37 * CUSTOMERS)
+                assert_exact([max(granted)], 37)
             return
     pytest.fail(f"{ATTEMPTS} races on a server that is not atomic, and none was found out")
 
