@@ -499,6 +499,7 @@ def test_M18_M19_a_head_without_an_end_is_refused_in_our_words(part: str, status
         assert answer is not None
         assert answer.ours is not None
         assert (answer.status, answer.ours["code"]) == (status, "too_large")
+        assert answer.headers["x-request-id"] == answer.ours["request_id"]
         assert answer.headers["connection"] == "close"
         assert closed(wire, answer)
 

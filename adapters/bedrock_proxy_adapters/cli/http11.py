@@ -69,8 +69,10 @@ class Http11Protocol(HttpToolsProtocol):
             self.transport.abort()
             return
         error = front.url_too_long() if len(self.url) > front.MAX_URI else front.headers_too_large()
-        reply = SIMPLE.refusal(error, new_request_id())
-        fields = (*reply.headers, *error.headers, ("content-length", str(len(reply.body))))
+        request_id = new_request_id()
+        reply = SIMPLE.refusal(error, request_id)
+        own = (("content-length", str(len(reply.body))), ("x-request-id", request_id))
+        fields = (*reply.headers, *own, *error.headers)
         said = "".join(f"{name}: {value}\r\n" for name, value in fields).encode("latin-1")
         self.transport.write(STATUS_LINE[error.status] + said + b"\r\n" + reply.body)
         self.transport.close()
