@@ -83,7 +83,7 @@ def refused(refusal: Refusal, wanted: AdmissionRequest) -> ProxyError:
         case limit:
             pass
     return LimitReached(
-        _sentence(limit, refusal.cap or 0, refusal.retry_after, wanted),
+        _sentence(limit, refusal.cap, refusal.retry_after, wanted),
         Code.RATE_LIMITED if limit in _RATES else Code.OVER_BUDGET,
         retryable=refusal.retry_after is not None,
         retry_after=refusal.retry_after,
@@ -92,8 +92,10 @@ def refused(refusal: Refusal, wanted: AdmissionRequest) -> ProxyError:
     )
 
 
-def _sentence(limit: Limit, cap: int, wait: int | None, wanted: AdmissionRequest) -> str:
+def _sentence(limit: Limit, cap: int | None, wait: int | None, wanted: AdmissionRequest) -> str:
     unit, period = _WORDS[limit]
+    if cap is None:  # nobody set it: see bedrock_proxy.admission.MOST_COUNTED
+        return f"More {unit} {period} have been used than can be counted; this one is refused."
     most = _dollars(cap) if unit == _MONEY else str(cap)
     if wait is not None:
         again = f"try again in {wait} second{'' if wait == 1 else 's'}."

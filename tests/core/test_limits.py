@@ -1,9 +1,17 @@
 """What clients are told about their limits."""
 
 import pytest
+from attrs import evolve
 
 from bedrock_proxy import limits
-from bedrock_proxy.admission import FRESH, AdmissionRequest, Limit, Refusal, decide
+from bedrock_proxy.admission import (
+    FRESH,
+    MOST_COUNTED,
+    AdmissionRequest,
+    Limit,
+    Refusal,
+    decide,
+)
 from bedrock_proxy.customers import Limits
 from bedrock_proxy.errors import Code, ProxyError
 
@@ -106,6 +114,17 @@ def test_a_limit_of_nothing_is_said_to_be_that(limit: Limit, said: str) -> None:
     error = refused(Limits(**{limit.value: 0}), ask())
     assert f"The limit is {said}: this token may not be used for requests." == str(error)
     assert (error.status, error.limit, error.retryable) == (429, limit.value, False)
+
+
+def test_I3_what_cannot_be_counted_is_not_said_to_be_a_limit_of_nothing() -> None:
+    full = evolve(FRESH, month_tokens=MOST_COUNTED)
+    decision, _ = decide(full, Limits(), ask(), 0)
+    assert isinstance(decision, Refusal)
+    error = limits.refused(decision, ask())
+    assert "More tokens per month have been used than can be counted; this one is refused." == str(
+        error
+    )
+    assert Code.OVER_BUDGET is error.code
 
 
 def test_a_burst_of_nothing_is_said_to_be_that() -> None:
