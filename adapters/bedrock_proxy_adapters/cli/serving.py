@@ -90,7 +90,10 @@ class Server(uvicorn.Server):
         breaking.cancel()
 
     def _go_on(self, step: Coroutine[Any, Any, None]) -> None:
-        self._tasks.add(asyncio.ensure_future(step))
+        task = asyncio.ensure_future(step)
+        self._tasks.add(task)
+        # One that fails is not held any longer, so that asyncio says why.
+        task.add_done_callback(self._tasks.discard)
 
     async def _stop(self) -> None:
         if self._app.under_way:
