@@ -2,6 +2,7 @@
 
 import pytest
 from attrs import evolve
+from tests.contracts import stories
 
 from bedrock_proxy import limits
 from bedrock_proxy.admission import (
@@ -11,29 +12,14 @@ from bedrock_proxy.admission import (
     Limit,
     Refusal,
     decide,
+    rolled,
 )
 from bedrock_proxy.customers import Limits
 from bedrock_proxy.errors import Code, ProxyError
 
 
-def ask(input_tokens: int = 11, output_tokens: int = 200, cost: int = 0) -> AdmissionRequest:
-    return AdmissionRequest(
-        request_id="r",
-        customer_id="c",
-        key_id="k",
-        model_id="m",
-        model="m",
-        dialect="simple",
-        operation="InvokeModel",
-        stream=False,
-        at=0,
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        cost_nanousd=cost,
-        price_version=None,
-        client_request_id=None,
-        lease_ms=300_000,
-    )
+def ask(cost: int = 0) -> AdmissionRequest:
+    return stories.ask("r", input_tokens=11, output_tokens=200, cost_nanousd=cost)
 
 
 def refused(limit: Limits, request: AdmissionRequest, live: int = 0) -> ProxyError:
@@ -117,7 +103,7 @@ def test_a_limit_of_nothing_is_said_to_be_that(limit: Limit, said: str) -> None:
 
 
 def test_I3_what_cannot_be_counted_is_not_said_to_be_a_limit_of_nothing() -> None:
-    full = evolve(FRESH, month_tokens=MOST_COUNTED)
+    full = evolve(rolled(FRESH, ask().at), month_tokens=MOST_COUNTED)
     decision, _ = decide(full, Limits(), ask(), 0)
     assert isinstance(decision, Refusal)
     error = limits.refused(decision, ask())

@@ -1,12 +1,11 @@
 """The strict JSON front: rows M46 to M61 of RELIABILITY.md, on the body alone."""
 
 import json
-import time
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.measured import cpu_of
 
 from bedrock_proxy.errors import ClientFault, Code
 from bedrock_proxy.strict_json import MAX_DEPTH, MAX_MEMBERS, MAX_VALUES, parse_object, without
@@ -175,15 +174,6 @@ def test_a_body_of_one_long_string_is_read_whatever_is_in_it(piece: str) -> None
     assert len(str(parse_object(f'{{"a": "{text}"}}'.encode())["a"])) > MAX_VALUES
 
 
-def _cpu(work: Callable[[], object]) -> float:
-    best = float("inf")
-    for _ in range(3):
-        begun = time.process_time()
-        work()
-        best = min(best, time.process_time() - begun)
-    return best
-
-
 def _tried(body: bytes) -> Code | None:
     try:
         parse_object(body)
@@ -210,7 +200,7 @@ def _tried(body: bytes) -> Code | None:
 def test_M61_T08_very_many_values_are_refused_in_less_time_than_they_are_read(piece: str) -> None:
     body = f'{{"messages": [{piece * (1_500_000 // len(piece))}0]}}'.encode()
     assert _tried(body) is Code.TOO_LARGE
-    assert _cpu(lambda: _tried(body)) < _cpu(lambda: json.loads(body))
+    assert cpu_of(lambda: _tried(body)) < cpu_of(lambda: json.loads(body))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +226,7 @@ def test_M61_garbage_is_refused_in_a_time_that_grows_with_its_length(
     small, large = body(1_000_000), body(4_000_000)
     assert _tried(small) is not None
     assert _tried(large) is not None
-    assert _cpu(lambda: _tried(large)) < 10 * _cpu(lambda: _tried(small))
+    assert cpu_of(lambda: _tried(large)) < 10 * cpu_of(lambda: _tried(small))
 
 
 # --- a body without what is not for Bedrock -------------------------------------------------

@@ -1,8 +1,6 @@
 """RELIABILITY.md section 4, in process: what is malformed is refused, and costs nothing."""
 
 import json
-import time
-from collections.abc import Callable
 
 import pytest
 from attrs import define, evolve, field
@@ -36,6 +34,7 @@ from tests.flows import (
     converse,
     exception,
 )
+from tests.measured import cpu_of
 
 from bedrock_proxy import tokens
 from bedrock_proxy.admission import Barred, Refusal
@@ -307,15 +306,6 @@ def test_M63_without_max_tokens_the_models_default_is_reserved() -> None:
     assert world.admitted[0].output_tokens == 4_096
 
 
-def _cpu(work: Callable[[], object]) -> float:
-    best = float("inf")
-    for _ in range(5):
-        begun = time.process_time()
-        work()
-        best = min(best, time.process_time() - begun)
-    return best
-
-
 def _keys(number: int, *more: str) -> bytes:
     members = json.dumps({f"key-{i}": i for i in range(number)})[1:-1]
     last = "".join([f", {member}" for member in more])
@@ -328,8 +318,8 @@ def test_M61_100000_keys_are_refused_in_less_time_than_they_are_read(last: tuple
     talk = converse(World().answers(claude()), body)
     assert (413, "too_large") == (talk.status, json.loads(talk.said)["code"])
     assert talk.world.calls == []
-    plain = _cpu(lambda: json.loads(body))
-    assert _cpu(lambda: converse(World().answers(claude()), body)) < 2 * plain
+    plain = cpu_of(lambda: json.loads(body))
+    assert cpu_of(lambda: converse(World().answers(claude()), body)) < 2 * plain
 
 
 COSTLY = {
@@ -354,9 +344,9 @@ COSTLY = {
 def test_M61_T08_a_body_of_as_many_values_as_may_be_costs_little_more_than_reading_it(
     body: bytes,
 ) -> None:
-    plain = _cpu(lambda: json.loads(_keys(MAX_VALUES)))
+    plain = cpu_of(lambda: json.loads(_keys(MAX_VALUES)))
     assert converse(World().answers(claude()), body).status in {200, 400}
-    assert _cpu(lambda: converse(World().answers(claude()), body)) < 12 * plain
+    assert cpu_of(lambda: converse(World().answers(claude()), body)) < 12 * plain
 
 
 GOOD_IDS = ("abc", "a" * 128, "0190b8c1-7f3e-7000-8000-000000000000", "Root=1-5e1b4151/a:b+c._")
