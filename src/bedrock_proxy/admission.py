@@ -9,9 +9,7 @@ Requests and tokens a minute are :mod:`~bedrock_proxy.buckets`; everything else 
 the UTC day and month of admission.
 """
 
-from datetime import UTC, datetime
 from enum import StrEnum, unique
-from functools import lru_cache
 from operator import attrgetter
 from typing import Final
 
@@ -30,11 +28,9 @@ from bedrock_proxy.buckets import (
     try_take,
 )
 from bedrock_proxy.customers import CustomerStatus, Key, Limits
+from bedrock_proxy.periods import DAY_MS, day_of, month_of, month_of_day, start_of_month
 from bedrock_proxy.slotted import lean
 from bedrock_proxy.usage import UsageRecord
-
-DAY_MS: Final = 86_400_000
-"""A UTC day, in milliseconds."""
 
 MOST_COUNTED: Final = 2**53
 """
@@ -209,28 +205,6 @@ FRESH: Final = GateState()
 """A customer who has never called."""
 
 
-def day_of(at: int) -> int:
-    """The UTC day of *at* (epoch milliseconds), in days since the epoch."""
-    return at // DAY_MS
-
-
-def month_of(at: int) -> int:
-    """The UTC month of *at* (epoch milliseconds), in months since year 0."""
-    return _month_of_day(at // DAY_MS)
-
-
-@lru_cache(maxsize=64)
-def _month_of_day(day: int) -> int:
-    date = datetime.fromtimestamp(day * 86_400, UTC)
-    return date.year * 12 + date.month - 1
-
-
-@lru_cache(maxsize=64)
-def start_of_month(month: int) -> int:
-    """The first millisecond of a month as :func:`month_of` counts them."""
-    return int(datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC).timestamp()) * 1000
-
-
 _BUDGETS: Final = (
     Limit.REQUESTS_PER_DAY,
     Limit.TOKENS_PER_DAY,
@@ -394,7 +368,7 @@ def rolled(state: GateState, at: int) -> GateState:
     if clock == state.clock:
         return state
     day = clock // DAY_MS
-    month = state.month if day == state.day else _month_of_day(day)
+    month = state.month if day == state.day else month_of_day(day)
     today, this_month = day == state.day, month == state.month
     return GateState(
         clock,

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tests.contracts.stories import LEASE_MS, MINUTE, NOON, add, ask, key, rows, used
 
-from bedrock_proxy.admission import DAY_MS, Barred, Grant, Lease, Limit, day_of, month_of
+from bedrock_proxy.admission import Barred, Grant, Lease, Limit
 from bedrock_proxy.customers import CustomerStatus, Limits
 from bedrock_proxy.errors import StoreUnavailable
+from bedrock_proxy.periods import DAY_MS, day_of, month_of
 from bedrock_proxy.usage import UsageRecord
 
 NAMES = ("ann", "bob")

@@ -11,8 +11,8 @@ from tests.contracts.factories import FACTORIES, StoreFactory
 from tests.contracts.stories import LEASE_MS, MINUTE, NOON, add, admitted, ask, rows, used
 from tests.contracts.test_gate import at_once
 
-from bedrock_proxy.admission import DAY_MS
 from bedrock_proxy.customers import CustomerNotFound, Limits
+from bedrock_proxy.periods import DAY_MS
 from bedrock_proxy.store import By, every_row
 from bedrock_proxy.usage import Basis, Outcome, State
 

@@ -9,7 +9,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bedrock_proxy.admission import (
-    DAY_MS,
     FRESH,
     AdmissionRequest,
     Barred,
@@ -27,6 +26,7 @@ from bedrock_proxy.admission import (
     settle,
 )
 from bedrock_proxy.customers import CustomerStatus, Key, Limits
+from bedrock_proxy.periods import DAY_MS
 
 NOON = int(datetime(2026, 1, 15, 12, tzinfo=UTC).timestamp() * 1000)
 MINUTE = 60_000

@@ -35,7 +35,7 @@ from tests.running import (
 )
 
 from bedrock_proxy.accounts import total
-from bedrock_proxy.admission import day_of, month_of
+from bedrock_proxy.periods import day_of, month_of
 from bedrock_proxy.store import every_row
 from bedrock_proxy.usage import Basis, State
 from bedrock_proxy_adapters.proxy import LoggingTelemetry

@@ -10,9 +10,10 @@ from typing import IO, Any, Final
 import click
 from attrs import fields
 
-from bedrock_proxy.admission import DAY_MS, AdmissionRequest, Lease
+from bedrock_proxy.admission import AdmissionRequest, Lease
 from bedrock_proxy.customers import CustomerNotFound
 from bedrock_proxy.errors import BedrockProxyError
+from bedrock_proxy.periods import DAY_MS
 from bedrock_proxy.store import Store, every_row
 from bedrock_proxy.usage import State, Usage, UsageRecord
 from bedrock_proxy_adapters.cli.opened import existing_store

@@ -9,6 +9,7 @@ from bedrock_proxy import accounts, admission
 from bedrock_proxy.accounts import Total
 from bedrock_proxy.admission import FRESH
 from bedrock_proxy.customers import UNLIMITED
+from bedrock_proxy.periods import DAY_MS, start_of_month
 from bedrock_proxy.store import By, Page, UsageSum
 from bedrock_proxy.usage import FAILED, LEDGER_FIELDS, UsageRecord
 from bedrock_proxy_adapters.stores import gate
@@ -47,12 +48,12 @@ _SUM: Final = (
     " sum(cost_nanousd IS NULL)"
 )
 _GROUPS: Final = {
-    By.DAY: f"admitted_at / {admission.DAY_MS}",
+    By.DAY: f"admitted_at / {DAY_MS}",
     By.HOUR: "admitted_at / 3600000",
     By.MODEL: "model",
     By.CUSTOMER: "customer_id",
 }
-_MS: Final = {By.DAY: admission.DAY_MS, By.HOUR: 3_600_000}
+_MS: Final = {By.DAY: DAY_MS, By.HOUR: 3_600_000}
 
 
 def finish(connection: sqlite3.Connection, record: UsageRecord) -> None:
@@ -110,8 +111,8 @@ def rebuild(connection: sqlite3.Connection, customer_id: str, now: int) -> None:
     state = admission.rolled(gate.load(connection, customer_id), latest)
     totals: list[Total] = []
     for start, end in (
-        (state.day * admission.DAY_MS, (state.day + 1) * admission.DAY_MS),
-        (admission.start_of_month(state.month), admission.start_of_month(state.month + 1)),
+        (state.day * DAY_MS, (state.day + 1) * DAY_MS),
+        (start_of_month(state.month), start_of_month(state.month + 1)),
     ):
         counted = connection.execute(
             "SELECT count(*), coalesce(sum(token_count), 0), coalesce(sum(cost_nanousd), 0)"

@@ -32,6 +32,7 @@ from bedrock_proxy.customers import (
     newest,
 )
 from bedrock_proxy.errors import Unavailable, store_unavailable
+from bedrock_proxy.periods import day_of, month_of
 from bedrock_proxy.ports import PortKind
 from bedrock_proxy.standing import Standing
 from bedrock_proxy.store import PAGE_SIZE, By, Page, UsageSum
@@ -349,8 +350,8 @@ class MemoryStore:
                 (lease for lease in leases if period(lease.request.at) == current),
             )
             for period, current in (
-                (admission.day_of, state.day),
-                (admission.month_of, state.month),
+                (day_of, state.day),
+                (month_of, state.month),
             )
         ]
         self._states[customer_id] = accounts.recounted(state, *totals)

@@ -12,9 +12,9 @@ from tests.contracts.stories import NOON, add, admitted, ask, key, rows, used
 from tests.contracts.test_ledger import fill
 from tests.servers.redis import serving
 
-from bedrock_proxy.admission import DAY_MS
 from bedrock_proxy.customers import CustomerStatus, Limits
 from bedrock_proxy.errors import ConfigurationError
+from bedrock_proxy.periods import DAY_MS
 from bedrock_proxy.store import Store
 from bedrock_proxy.usage import Basis, State
 from bedrock_proxy_adapters.config import open_store

@@ -29,18 +29,15 @@ from tests.contracts.stories import (
 from tests.servers.redis import Server, serving, shared
 
 from bedrock_proxy.admission import (
-    DAY_MS,
     FRESH,
     GateState,
     Grant,
-    day_of,
     decide,
-    month_of,
-    start_of_month,
 )
 from bedrock_proxy.buckets import Bucket
 from bedrock_proxy.customers import AlreadyTaken, CustomerStatus, Limits, TooManyKeys
 from bedrock_proxy.errors import ConfigurationError, StoreUnavailable, Unavailable
+from bedrock_proxy.periods import DAY_MS, day_of, month_of, start_of_month
 from bedrock_proxy.usage import Basis, State
 from bedrock_proxy_adapters.config import open_store
 from bedrock_proxy_adapters.stores import redis as redis_package

@@ -14,15 +14,13 @@ from attrs import evolve, frozen
 from bedrock_proxy import admission
 from bedrock_proxy.admission import (
     CONCURRENCY_RETRY_AFTER,
-    DAY_MS,
     AdmissionRequest,
     Grant,
     Limit,
     Refusal,
-    day_of,
-    month_of,
 )
 from bedrock_proxy.buckets import MINUTE_MS, NOTHING_TAKEN, Bucket, Taken
+from bedrock_proxy.periods import DAY_MS, day_of, month_of, start_of_month
 from bedrock_proxy_adapters.stores.dynamodb.image import Image
 from bedrock_proxy_adapters.stores.dynamodb.packing import (
     ADJUSTMENT,
@@ -387,7 +385,7 @@ def _count(update: Update, image: Image, at: int, requests: int, tokens: int, co
     compared = "<" if today else ">="
     update.when(f"ck {compared} {update.number('day_end', (day_of(at) + 1) * DAY_MS)}")
     if this_month and not today:
-        end = admission.start_of_month(month_of(at) + 1)
+        end = start_of_month(month_of(at) + 1)
         update.when(f"ck < {update.number('month_end', end)}")
     for path, name, more in (
         ("r", "requests", requests),

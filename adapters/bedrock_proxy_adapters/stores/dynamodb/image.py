@@ -7,9 +7,10 @@ from typing import Any, Final, TypeAlias
 
 from attrs import frozen
 
-from bedrock_proxy.admission import GateState, day_of, month_of
+from bedrock_proxy.admission import GateState
 from bedrock_proxy.buckets import MINUTE_MS, Bucket
 from bedrock_proxy.customers import Key, Limits
+from bedrock_proxy.periods import day_of, month_of
 from bedrock_proxy_adapters.stores.dynamodb.packing import (
     ADJUSTMENT,
     Adjustment,

@@ -16,6 +16,7 @@ from bedrock_proxy import accounts, admission
 from bedrock_proxy.accounts import Entry
 from bedrock_proxy.admission import FRESH, Lease
 from bedrock_proxy.customers import UNLIMITED
+from bedrock_proxy.periods import day_of, month_of, start_of_month
 from bedrock_proxy.store import By, Page, UsageSum
 from bedrock_proxy.usage import LEDGER_FIELDS, State, UsageRecord
 from bedrock_proxy_adapters.stores.dynamodb.connection import Backoff, Refused, Table
@@ -241,7 +242,7 @@ def rebuild(table: Table, customer_id: str, now: int) -> None:
         ]
         pending = {request_id for request_id, _ in (*image.leases(), *image.adjustments())}
         newest = max((now, image.clock, *(at for at, *_ in held)))
-        start = admission.start_of_month(admission.month_of(newest))
+        start = start_of_month(month_of(newest))
         counted = held + [
             (row.admitted_at, 1, row.token_count, row.cost_nanousd or 0)
             for row in rows(table, customer_id, start, None, None)
@@ -251,7 +252,7 @@ def rebuild(table: Table, customer_id: str, now: int) -> None:
         latest = max((newest, *(at for at, *_ in counted)))
         state = admission.rolled(image.state, latest)
         totals: list[accounts.Total] = []
-        for period, current in ((admission.day_of, state.day), (admission.month_of, state.month)):
+        for period, current in ((day_of, state.day), (month_of, state.month)):
             mine = [each for each in counted if period(each[0]) == current]
             totals.append(
                 accounts.Total(

@@ -11,8 +11,9 @@ from typing import Any, Final
 from attrs import evolve, fields
 
 from bedrock_proxy import accounts
-from bedrock_proxy.admission import Lease, day_of, month_of, start_of_month
+from bedrock_proxy.admission import Lease
 from bedrock_proxy.errors import store_unavailable
+from bedrock_proxy.periods import day_of, month_of, start_of_month
 from bedrock_proxy.store import By, Page, UsageSum
 from bedrock_proxy.usage import UsageRecord
 from bedrock_proxy_adapters.stores.redis.connection import Keys, Line, Names, text_of
