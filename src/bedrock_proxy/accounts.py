@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from attrs import evolve, frozen
 
-from bedrock_proxy.admission import GateState, Lease, correct, settle
+from bedrock_proxy.admission import AHEAD_MS, GateState, Lease, correct, settle
 from bedrock_proxy.customers import Limits
 from bedrock_proxy.errors import Code
 from bedrock_proxy.slotted import lean
@@ -137,6 +137,28 @@ def total(rows: Iterable[UsageRecord], leases: Iterable[Lease]) -> Total:
         tokens += lease.tokens
         cost += lease.cost_nanousd
     return Total(requests, tokens, cost)
+
+
+def latest(now: int, times: Iterable[int]) -> int:
+    """
+    The last of *times* and *now* (epoch milliseconds). What is ahead by more than
+    :data:`~bedrock_proxy.admission.AHEAD_MS` was dated by a wrong clock, and does not count.
+    """
+    return max((now, *(at for at in times if at <= now + AHEAD_MS)))
+
+
+def after_wrong_clock(lease: Lease, now: int) -> Lease | UsageRecord | None:
+    """
+    What becomes of *lease* where its customer's clock is put back to *now* (epoch milliseconds): a
+    row to settle it with, if it is of a time that has not come; itself with the deadline that it
+    would have by the true clock, if it was renewed by a wrong one; None: it stays as it is.
+    """
+    if lease.request.at > now + AHEAD_MS:
+        return estimated_row(lease)
+    longest = now + AHEAD_MS + lease.request.lease_ms
+    if lease.deadline > longest:
+        return evolve(lease, deadline=now + lease.request.lease_ms)
+    return None
 
 
 def recounted(state: GateState, day: Total, month: Total) -> GateState:

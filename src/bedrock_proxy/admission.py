@@ -38,6 +38,12 @@ The most tokens that reservations may bring a month's counter to: up to here who
 in every store (Redis' scripts count in doubles). No month gets there but by mistake.
 """
 
+AHEAD_MS: Final = 60_000
+"""
+How far one clock may be ahead of another, in milliseconds, before it counts as wrong: those of
+machines that keep time differ by less.
+"""
+
 CONCURRENCY_RETRY_AFTER: Final = 1
 """Seconds to wait where too many calls are under way: any of them may end at any time."""
 
@@ -383,6 +389,17 @@ def rolled(state: GateState, at: int) -> GateState:
         state.month_tokens * this_month,
         state.month_cost * this_month,
     )
+
+
+def put_back(state: GateState, now: int) -> GateState:
+    """
+    *state* with its clock at *now* (epoch milliseconds), where it was ahead of that by more than
+    :data:`AHEAD_MS`.
+
+    Nothing is known of the minutes before a wrong clock, so the buckets are empty then; the counters
+    too, until somebody counts again (:func:`~bedrock_proxy.accounts.recounted`).
+    """
+    return state if state.clock <= now + AHEAD_MS else rolled(FRESH, now)
 
 
 def limit_states(state: GateState, limits: Limits, live: int, at: int) -> tuple[LimitState, ...]:

@@ -23,6 +23,9 @@ class Standing:
         limits: Every limit that is set.
         in_flight: Leases that have not passed their deadline.
         today, month: The UTC day and month of the time asked about.
+        ahead_ms: By how many milliseconds the customer's clock is ahead of the time asked about. A
+            little is usual where machines share a store; more than
+            :data:`~bedrock_proxy.admission.AHEAD_MS` is a clock that was wrong.
     """
 
     customer_id: str
@@ -30,3 +33,4 @@ class Standing:
     in_flight: int
     today: Spent
     month: Spent
+    ahead_ms: int = 0

@@ -205,10 +205,16 @@ class Books(Protocol):
         """
         ...
 
-    def rebuild(self, now: int, customer_id: str | None = None) -> int:
+    def rebuild(self, now: int, customer_id: str | None = None, *, set_clock: bool = False) -> int:
         """
         Count the current day and month again from the ledger and the open leases; how many
         customers were recounted.
+
+        Args:
+            now: Epoch milliseconds.
+            set_clock: Whether a clock that is ahead of *now* by more than
+                :data:`~bedrock_proxy.admission.AHEAD_MS` is put back to it, with what it has done to
+                leases (:func:`~bedrock_proxy.accounts.after_wrong_clock`). Rows keep their dates.
         """
         ...
 

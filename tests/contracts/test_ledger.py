@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from attrs import evolve
 from tests.contracts.factories import FACTORIES, StoreFactory
-from tests.contracts.stories import LEASE_MS, MINUTE, NOON, add, admitted, ask, rows, used
+from tests.contracts.stories import LEASE_MS, MINUTE, NOON, add, admitted, ask, refused, rows, used
 from tests.contracts.test_gate import at_once
 
+from bedrock_proxy.admission import Lease
 from bedrock_proxy.customers import CustomerNotFound, Limits
 from bedrock_proxy.periods import DAY_MS
 from bedrock_proxy.store import By, every_row
@@ -206,6 +207,77 @@ def test_A13_counters_rebuilt_from_the_ledger_are_the_counters(store: Any) -> No
     assert store.rebuild(last, "ann") == 1
     with pytest.raises(CustomerNotFound):
         store.rebuild(last, "nobody")
+
+
+AHEAD = NOON + 3 * DAY_MS
+
+
+def ahead_and_back(store: Any) -> Lease:
+    """One call in time, three by a clock that is days ahead; the lease of one that is left open."""
+    add(store, limits=Limits(requests_per_minute=3, tokens_per_minute=10_000, requests_per_day=10))
+    lease = admitted(store, ask("in-time"))
+    store.finish(used(lease, 10), lease)
+    for request_id in ("wrong-1", "wrong-2"):
+        lease = admitted(store, ask(request_id, AHEAD))
+        store.finish(used(lease, 10, admitted_at=AHEAD), lease)
+    return admitted(store, ask("left-open", AHEAD))
+
+
+def test_A08_a_clock_that_was_days_ahead_is_put_back_where_that_is_asked(store: Any) -> None:
+    ahead_and_back(store)
+    now = NOON + MINUTE
+    assert (refused(store, ask("r1", now)).retry_after or 0) > 2 * 86_400
+    store.rebuild(now)
+    assert store.gate_state("ann").clock == AHEAD, "it was not asked for"
+    assert store.standing("ann", now).ahead_ms == AHEAD - now
+
+    assert store.rebuild(now, "ann", set_clock=True) == 1
+    state = store.gate_state("ann")
+    assert (state.clock, state.day_requests, state.day) == (now, 1, now // DAY_MS)
+    assert store.standing("ann", now).ahead_ms == 0
+    admitted_now = admitted(store, ask("r2", now))
+    assert admitted_now.request.at == now
+    assert store.gate_state("ann").day_requests == 2
+    store.finish(used(admitted_now, 10, admitted_at=now), admitted_now)
+    # Rows keep their dates, and the next rebuilding does not take the clock from them.
+    assert [row.admitted_at for row in rows(store)] == [NOON, now, AHEAD, AHEAD, AHEAD]
+    store.rebuild(now + MINUTE)
+    assert store.gate_state("ann").clock == now + MINUTE
+
+
+def test_A08_what_a_wrong_clock_left_open_is_settled_as_estimated_and_corrected(store: Any) -> None:
+    lease = ahead_and_back(store)
+    now = NOON + MINUTE
+    assert store.reap(now + LEASE_MS) == 0
+    store.rebuild(now, set_clock=True)
+    assert store.open_leases() == ()
+    assert {row.state for row in rows(store) if row.request_id == "left-open"} == {State.ESTIMATED}
+    # Whoever runs it lives after all, and used more than it had reserved.
+    store.finish(used(lease, 50_000, admitted_at=AHEAD), lease)
+    [row] = [row for row in rows(store) if row.request_id == "left-open"]
+    assert (row.state, row.token_count, row.admitted_at) == (State.FINAL, 50_000, AHEAD)
+    assert store.gate_state("ann").clock == now
+    admitted(store, ask("r1", now))
+
+
+def test_A08_a_lease_that_a_wrong_clock_renewed_ends_in_time(store: Any) -> None:
+    add(store)
+    lease = admitted(store, ask("r1"))
+    kept = admitted(store, ask("r2"))
+    store.renew(lease, AHEAD)
+    now = NOON + MINUTE
+    store.rebuild(now, set_clock=True)
+    deadlines = {each.request.request_id: each.deadline for each in store.open_leases()}
+    assert deadlines == {"r1": now + LEASE_MS, "r2": kept.deadline}
+    assert store.reap(now + LEASE_MS) == 2
+
+
+def test_A08_clocks_that_differ_as_machines_do_are_left(store: Any) -> None:
+    add(store, limits=Limits(requests_per_minute=1))
+    admitted(store, ask("r1", NOON + MINUTE))
+    store.rebuild(NOON, set_clock=True)
+    assert store.gate_state("ann").clock == NOON + MINUTE
+    refused(store, ask("r2", NOON + MINUTE))
 
 
 def test_rows_are_listed_by_customer_and_time_a_page_at_a_time(store: Any) -> None:

@@ -3,11 +3,13 @@
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any
 
 import click
 from attrs import asdict, evolve, fields
 
+from bedrock_proxy.admission import AHEAD_MS
 from bedrock_proxy.customers import (
     DEFAULT_GRACE_MS,
     DEFAULT_REQUESTS_PER_DAY,
@@ -166,6 +168,7 @@ def show(customer_id: str, as_json_: bool) -> None:
                 "in_flight": standing.in_flight,
                 "today": asdict(standing.today),
                 "month": asdict(standing.month),
+                "clock_ahead_ms": standing.ahead_ms,
             }
         )
         return
@@ -175,8 +178,15 @@ def show(customer_id: str, as_json_: bool) -> None:
     click.echo(
         f"today:  {standing.today.requests:,} requests, {standing.today.tokens:,} tokens; "
         f"this month: {standing.month.requests:,} requests, {standing.month.tokens:,} tokens; "
-        f"under way: {standing.in_flight:,}\n"
+        f"under way: {standing.in_flight:,}"
     )
+    if standing.ahead_ms > AHEAD_MS:
+        click.echo(
+            f"clock:  {timedelta(seconds=standing.ahead_ms // 1_000)} ahead of this machine's, so that "
+            "limits wait for so long. If that is because a server's clock was wrong: "
+            f"bedrock-proxy rebuild --customer-id {customer.id} --set-clock"
+        )
+    click.echo()
     remaining = {state.name.value: state.remaining for state in standing.limits}
     table(
         ("LIMIT", "CAP", "REMAINING"),

@@ -217,10 +217,15 @@ def reap(as_json_: bool) -> None:
 
 @click.command()
 @click.option("--customer-id", default=None, help="Only this customer; every one otherwise.")
+@click.option(
+    "--set-clock",
+    is_flag=True,
+    help="Put clocks back that are more than a minute ahead of this machine's.",
+)
 @click.option("--json", "as_json_", is_flag=True, help="For programs.")
-def rebuild(customer_id: str | None, as_json_: bool) -> None:
+def rebuild(customer_id: str | None, set_clock: bool, as_json_: bool) -> None:
     """Count today and this month again from the ledger."""
-    recounted = existing_store().rebuild(_now(), customer_id)
+    recounted = existing_store().rebuild(_now(), customer_id, set_clock=set_clock)
     if as_json_:
         as_json({"recounted": recounted})
     else:

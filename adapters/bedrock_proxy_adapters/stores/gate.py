@@ -83,11 +83,16 @@ def renew(connection: sqlite3.Connection, lease: Lease, at: int) -> Lease:
     held = find_lease(connection, lease.request.request_id)
     renewed = admission.renewed(lease if held is None else held, at)
     if held is not None:
-        connection.execute(
-            "UPDATE leases SET deadline = ? WHERE request_id = ?",
-            (renewed.deadline, lease.request.request_id),
-        )
+        set_deadline(connection, renewed)
     return renewed
+
+
+def set_deadline(connection: sqlite3.Connection, lease: Lease) -> None:
+    """Give an open lease the deadline that *lease* has."""
+    connection.execute(
+        "UPDATE leases SET deadline = ? WHERE request_id = ?",
+        (lease.deadline, lease.request.request_id),
+    )
 
 
 def release(connection: sqlite3.Connection, request: AdmissionRequest) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from bedrock_proxy import accounts, admission
 from bedrock_proxy.accounts import Total
-from bedrock_proxy.admission import FRESH
+from bedrock_proxy.admission import AHEAD_MS, FRESH, Lease
 from bedrock_proxy.customers import UNLIMITED
 from bedrock_proxy.periods import DAY_MS, start_of_month
 from bedrock_proxy.store import By, Page, UsageSum
@@ -101,14 +101,27 @@ def reap(connection: sqlite3.Connection, now: int, limit: int) -> int:
     return len(overdue)
 
 
-def rebuild(connection: sqlite3.Connection, customer_id: str, now: int) -> None:
+def rebuild(connection: sqlite3.Connection, customer_id: str, now: int, *, set_clock: bool) -> None:
     """See :meth:`~bedrock_proxy.store.Books.rebuild`."""
+    if set_clock:
+        for lease in gate.open_leases(connection, customer_id):
+            match accounts.after_wrong_clock(lease, now):
+                case Lease() as shorter:
+                    gate.set_deadline(connection, shorter)
+                case UsageRecord() as row:
+                    finish(connection, row)
+                case None:
+                    pass
+    state = gate.load(connection, customer_id)
+    if set_clock:
+        state = admission.put_back(state, now)
     leases = gate.open_leases(connection, customer_id)
     last_row: int | None = connection.execute(
-        "SELECT max(admitted_at) FROM ledger WHERE customer_id = ?", (customer_id,)
+        "SELECT max(admitted_at) FROM ledger WHERE customer_id = ? AND admitted_at <= ?",
+        (customer_id, now + AHEAD_MS),
     ).fetchone()[0]
-    latest = max((now, last_row or 0, *(lease.request.at for lease in leases)))
-    state = admission.rolled(gate.load(connection, customer_id), latest)
+    times = (last_row or 0, *(lease.request.at for lease in leases))
+    state = admission.rolled(state, accounts.latest(now, times))
     totals: list[Total] = []
     for start, end in (
         (state.day * DAY_MS, (state.day + 1) * DAY_MS),

@@ -240,12 +240,12 @@ class MemoryStore:
         with self._opened():
             return self._reap(now, limit)
 
-    def rebuild(self, now: int, customer_id: str | None = None) -> int:
+    def rebuild(self, now: int, customer_id: str | None = None, *, set_clock: bool = False) -> int:
         """See :class:`~bedrock_proxy.store.Books`."""
         with self._opened():
             ids = list(self._customers) if customer_id is None else [self._customer(customer_id).id]
             for each in ids:
-                self._rebuild(each, now)
+                self._rebuild(each, now, set_clock)
             return len(ids)
 
     def open_leases(self, customer_id: str | None = None) -> tuple[Lease, ...]:
@@ -337,13 +337,23 @@ class MemoryStore:
                 reaped += 1
         return reaped
 
-    def _rebuild(self, customer_id: str, now: int) -> None:
+    def _rebuild(self, customer_id: str, now: int, set_clock: bool) -> None:
+        if set_clock:
+            for lease in tuple(self._leases.get(customer_id, {}).values()):
+                match accounts.after_wrong_clock(lease, now):
+                    case Lease() as shorter:
+                        self._hold(shorter)
+                    case UsageRecord() as row:
+                        self._finish(row)
+                    case None:
+                        pass
+        state = self._states.get(customer_id, FRESH)
+        if set_clock:
+            state = admission.put_back(state, now)
         rows = self._select(customer_id, None, None)
         leases = self._leases.get(customer_id, {}).values()
-        latest = max(
-            (now, *(row.admitted_at for row in rows), *(lease.request.at for lease in leases))
-        )
-        state = admission.rolled(self._states.get(customer_id, FRESH), latest)
+        times = (*(row.admitted_at for row in rows), *(lease.request.at for lease in leases))
+        state = admission.rolled(state, accounts.latest(now, times))
         totals = [
             accounts.total(
                 (row for row in rows if period(row.admitted_at) == current),

@@ -180,7 +180,7 @@ class SqliteStore:
                 break
         return reaped
 
-    def rebuild(self, now: int, customer_id: str | None = None) -> int:
+    def rebuild(self, now: int, customer_id: str | None = None, *, set_clock: bool = False) -> int:
         """See :class:`~bedrock_proxy.store.Books`."""
         with self._database.reading() as connection:
             if customer_id is not None:
@@ -188,7 +188,9 @@ class SqliteStore:
             else:
                 ids = directory.customer_ids(connection)
         for each in ids:
-            self._database.writer().do(partial(ledger.rebuild, customer_id=each, now=now))
+            self._database.writer().do(
+                partial(ledger.rebuild, customer_id=each, now=now, set_clock=set_clock)
+            )
         return len(ids)
 
     def open_leases(self, customer_id: str | None = None) -> tuple[Lease, ...]:

@@ -70,4 +70,5 @@ def standing_of(customer: Customer, state: GateState, live: int, at: int) -> Sta
         month=Spent(
             requests=now.month_requests, tokens=now.month_tokens, cost_nanousd=now.month_cost
         ),
+        ahead_ms=max(0, state.clock - at),
     )

@@ -260,9 +260,13 @@ def lease(store: SqliteStore, when: int) -> Lease:
         Customer(id="cust_l", name="L", email="e", created_at=1),
         Key(key_id="key_l", digest=b"l", created_at=1),
     )
+    return leased(store, "left-behind", when)
+
+
+def leased(store: SqliteStore, request_id: str, when: int) -> Lease:
     granted = store.admit(
         AdmissionRequest(
-            request_id="left-behind",
+            request_id=request_id,
             customer_id="cust_l",
             key_id="key_l",
             model_id=CLAUDE,
@@ -314,3 +318,23 @@ def test_A13_rebuild_counts_again_from_the_ledger(run: Run, rows: SqliteStore) -
     assert before == run(*show).json
     assert "customers recounted: 3\n" == run("rebuild").out
     assert 1 == run("rebuild", "--customer-id", "nobody").code
+
+
+def test_A08_a_clock_that_was_wrong_is_told_of_and_put_back(run: Run, store: SqliteStore) -> None:
+    now = int(datetime.now(UTC).timestamp() * 1000)
+    show = ("customers", "show", "cust_l")
+    lease(store, now)
+    assert "clock" not in run(*show).out
+    leased(store, "ahead", now + 86_400_000)
+    shown = run(*show).out
+    assert "clock:  23:59:" in shown or "clock:  1 day, 0:00:00" in shown
+    assert "bedrock-proxy rebuild --customer-id cust_l --set-clock" in shown
+    assert 86_000_000 < run(*show, "--json").json["clock_ahead_ms"] <= 86_400_000
+    run("rebuild", "--customer-id", "cust_l")
+    assert "clock" in run(*show).out
+    run("rebuild", "--customer-id", "cust_l", "--set-clock")
+    assert "clock" not in run(*show).out
+    assert 0 == run(*show, "--json").json["clock_ahead_ms"]
+    # The other had been reaped: by that clock its time was over.
+    assert ["left-behind", "ahead"] == [row.request_id for row in store.list_rows().items]
+    assert () == store.open_leases()

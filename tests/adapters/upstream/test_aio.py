@@ -587,8 +587,11 @@ def test_a_thread_takes_boto3(aws, server, monkeypatch):
 def test_both_ways_sign_with_the_same_credentials_for_the_same_endpoint(aws, server, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", server.url)
     upstream = ConfiguredUpstream(read_timeout=150.0)
-    upstream.open(WHOLE).begin(SOON)
-    told(upstream.native(), lambda native: asked(native, WHOLE))
+    reply = upstream.open(WHOLE)
+    assert reply.begin(SOON).status == 200
+    reply.close()
+    head, _ = told(upstream.native(), lambda native: asked(native, WHOLE))
+    assert head.status == 200
     upstream.close()
     theirs, ours = server.received
     assert ours.target == theirs.target

@@ -241,13 +241,13 @@ class DynamoDBStore:
         """See :class:`~bedrock_proxy.store.Books`."""
         return ledger.reap(self._table, self._ids(None), now, limit, self._ttl)
 
-    def rebuild(self, now: int, customer_id: str | None = None) -> int:
+    def rebuild(self, now: int, customer_id: str | None = None, *, set_clock: bool = False) -> int:
         """See :class:`~bedrock_proxy.store.Books`."""
         if customer_id is not None and self._table.read(customer_id) is None:
             raise CustomerNotFound(customer_id)
         ids = self._ids(customer_id)
         for each in ids:
-            ledger.rebuild(self._table, each, now)
+            ledger.rebuild(self._table, each, now, self._ttl, set_clock=set_clock)
         return len(ids)
 
     def open_leases(self, customer_id: str | None = None) -> tuple[Lease, ...]:

@@ -498,5 +498,26 @@ def recount_update(image: Image, state: admission.GateState) -> Update:
     as_it_was(update, image)
     if state.clock != image.clock:
         update.put("ck", update.number("ck_new", state.clock))
+    if state.clock < image.clock:
+        _empty_buckets(update, image, state.clock)
     _set_counters(update, state)
     return update
+
+
+def _empty_buckets(update: Update, image: Image, now: int) -> None:
+    """The clock is put back to *now*: nothing is known of the minutes before a wrong one."""
+    # No lease that there is may take the next generations for its own.
+    taken = {held.generation for _, held in image.leases()}
+    generation = now // 1_000
+    while taken & {generation, generation - 1}:
+        generation += 1
+    for letter, rate in zip("rt", image.rates, strict=True):
+        update.put(f"{letter}s", update.number("put_back_to", now))
+        update.put(f"{letter}t", update.number(f"{letter}_empty", now * rate))
+    zero = update.number("zero", 0)
+    for path in ("t1", "t2"):
+        update.put(path, ":t_empty")
+    for path in ("d1", "d2"):
+        update.put(path, zero)
+    update.put("gn", update.number("gn_next", generation))
+    update.put("gp", update.number("gp_next", generation - 1))

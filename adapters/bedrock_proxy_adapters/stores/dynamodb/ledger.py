@@ -25,13 +25,15 @@ from bedrock_proxy_adapters.stores.dynamodb.expressions import (
     adjustment_ends,
     adjustment_is_void,
     recount_update,
+    renewal_update,
 )
-from bedrock_proxy_adapters.stores.dynamodb.gate import full_lease, settle
+from bedrock_proxy_adapters.stores.dynamodb.gate import full_lease, settle, shape_of
 from bedrock_proxy_adapters.stores.dynamodb.image import Image, Item, gate_key, image_of
 from bedrock_proxy_adapters.stores.dynamodb.packing import (
     ADJUSTMENT,
     NONCE_BYTES,
     Adjustment,
+    held_of,
     lease_name,
     unpack_adjustment,
 )
@@ -229,19 +231,22 @@ def open_leases(table: Table, customer_ids: list[str]) -> tuple[Lease, ...]:
 # --- counting again -------------------------------------------------------------------------------
 
 
-def rebuild(table: Table, customer_id: str, now: int) -> None:
+def rebuild(table: Table, customer_id: str, now: int, ttl: int | None, *, set_clock: bool) -> None:
     """See :meth:`~bedrock_proxy.store.Books.rebuild`."""
+    if set_clock:
+        _put_back(table, customer_id, now, ttl)
     wait = Backoff()
     while True:
         image = table.read(customer_id)
         if image is None:
             return
+        state = admission.put_back(image.state, now) if set_clock else image.state
         held = [(each.at, 1, each.tokens, each.cost_nanousd or 0) for _, each in image.leases()] + [
             (each.at, each.requests, each.tokens, each.cost_nanousd)
             for _, each in image.adjustments()
         ]
         pending = {request_id for request_id, _ in (*image.leases(), *image.adjustments())}
-        newest = max((now, image.clock, *(at for at, *_ in held)))
+        newest = max(state.clock, accounts.latest(now, (at for at, *_ in held)))
         start = start_of_month(month_of(newest))
         counted = held + [
             (row.admitted_at, 1, row.token_count, row.cost_nanousd or 0)
@@ -249,8 +254,10 @@ def rebuild(table: Table, customer_id: str, now: int) -> None:
             # Its lease still stands for it.
             if row.request_id not in pending
         ]
-        latest = max((newest, *(at for at, *_ in counted)))
-        state = admission.rolled(image.state, latest)
+        latest = accounts.latest(now, (at for at, *_ in counted))
+        state = admission.rolled(state, max(newest, latest))
+        # What this gate has not reached, it does not count, here as elsewhere.
+        counted = [each for each in counted if day_of(each[0]) <= state.day]
         totals: list[accounts.Total] = []
         for period, current in ((day_of, state.day), (month_of, state.month)):
             mine = [each for each in counted if period(each[0]) == current]
@@ -265,6 +272,19 @@ def rebuild(table: Table, customer_id: str, now: int) -> None:
         if not isinstance(table.update(customer_id, update), Refused):
             return
         wait.once_more()
+
+
+def _put_back(table: Table, customer_id: str, now: int, ttl: int | None) -> None:
+    for lease in open_leases(table, [customer_id]):
+        match accounts.after_wrong_clock(lease, now):
+            case Lease() as shorter:
+                held = held_of(shorter, shape_of(table, lease.request))
+                # Where this is refused, the lease has been settled meanwhile.
+                table.update(customer_id, renewal_update(lease.request.request_id, held))
+            case UsageRecord() as row:
+                finish(table, row, row.admitted_at, ttl)
+            case None:
+                pass
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -220,14 +220,14 @@ class RedisStore:
                 reaped += self._ledger.reap(group, now, limit - reaped)
         return reaped
 
-    def rebuild(self, now: int, customer_id: str | None = None) -> int:
+    def rebuild(self, now: int, customer_id: str | None = None, *, set_clock: bool = False) -> int:
         """See :class:`~bedrock_proxy.store.Books`."""
         if customer_id is not None:
             ids = [self.get_customer(customer_id).id]
         else:
             ids = self._directory.ids()
         for each in ids:
-            self._ledger.rebuild(each, now)
+            self._ledger.rebuild(each, now, set_clock)
         return len(ids)
 
     def open_leases(self, customer_id: str | None = None) -> tuple[Lease, ...]:

@@ -105,6 +105,15 @@ class RedisGate:
             return admission.renewed(lease, int(reply[0]))
         return load_lease(str(text_of(reply[1])), float(reply[2]))
 
+    def set_deadline(self, lease: Lease) -> None:
+        """Give an open lease the deadline that *lease* has."""
+        request = lease.request
+        deadlines = self._names.of(request.customer_id).deadlines
+        # One that was settled meanwhile has none any more, and gets none.
+        self._line.do(
+            lambda client: client.zadd(deadlines, {request.request_id: lease.deadline}, xx=True)
+        )
+
     def release(self, request: AdmissionRequest) -> None:
         """See :meth:`~bedrock_proxy.ports.Gate.release`."""
         keys = self._names.of(request.customer_id)

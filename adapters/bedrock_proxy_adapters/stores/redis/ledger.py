@@ -11,7 +11,7 @@ from typing import Any, Final
 from attrs import evolve, fields
 
 from bedrock_proxy import accounts
-from bedrock_proxy.admission import Lease
+from bedrock_proxy.admission import AHEAD_MS, Lease, put_back
 from bedrock_proxy.errors import store_unavailable
 from bedrock_proxy.periods import day_of, month_of, start_of_month
 from bedrock_proxy.store import By, Page, UsageSum
@@ -92,10 +92,16 @@ class RedisLedger:
             for lease in self._gate.overdue(ids, now, limit)
         )
 
-    def rebuild(self, customer_id: str, at: int) -> None:
+    def rebuild(self, customer_id: str, at: int, set_clock: bool) -> None:
         """See :meth:`~bedrock_proxy.store.Books.rebuild`."""
         keys = self._names.of(customer_id)
-        month = month_of(max(at, self._gate.state(customer_id).clock))
+        if set_clock:
+            at = self._gate.now(at)
+            self._put_back(customer_id, at)
+        state = self._gate.state(customer_id)
+        if set_clock:
+            state = put_back(state, at)
+        month = month_of(max(at, state.clock))
         for _ in range(_ATTEMPTS):
             first = day_of(start_of_month(month))
             days = range(first, day_of(start_of_month(month + 1)))
@@ -105,11 +111,23 @@ class RedisLedger:
                 self._gate.time(at),
                 month,
                 first,
+                AHEAD_MS,
+                int(set_clock),
             )
             if text_of(reply[0]) == "done":
                 return
             month = int(reply[1])
         raise store_unavailable("others kept changing the same customer")
+
+    def _put_back(self, customer_id: str, now: int) -> None:
+        for lease in self._gate.open_leases(customer_id):
+            match accounts.after_wrong_clock(lease, now):
+                case Lease() as shorter:
+                    self._gate.set_deadline(shorter)
+                case UsageRecord() as row:
+                    self.finish(row, lease, lease.deadline)
+                case None:
+                    pass
 
     def list_rows(
         self, ids: list[str], start: int | None, end: int | None, limit: int, after: str | None
