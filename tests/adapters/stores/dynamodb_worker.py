@@ -17,7 +17,7 @@ from tests.faults.served import STEPS, Call, serve
 from bedrock_proxy.admission import Grant
 from bedrock_proxy.errors import StoreUnavailable
 from bedrock_proxy_adapters.stores.dynamodb import DynamoDBStore, connection, gate
-from bedrock_proxy_adapters.stores.dynamodb.expressions import Update
+from bedrock_proxy_adapters.stores.dynamodb.update import Update
 from bedrock_proxy_adapters.stores.spool import Spool
 
 CALLS = {

@@ -15,8 +15,8 @@ from attrs import frozen
 
 from bedrock_proxy.errors import ConfigurationError, store_unavailable
 from bedrock_proxy_adapters.stores.cache import OwnerCache
-from bedrock_proxy_adapters.stores.dynamodb.expressions import Update
 from bedrock_proxy_adapters.stores.dynamodb.image import Image, Item, gate_key, image_of
+from bedrock_proxy_adapters.stores.dynamodb.update import Update
 
 T = TypeVar("T")
 
