@@ -26,14 +26,16 @@ from tests.flows import TOKEN
 from tests.hosts.malformed_app import make_proxy
 
 from bedrock_proxy.errors import ClientFault, Code
-from bedrock_proxy_adapters.cli.http11 import MAX_FRUITLESS, Http11Protocol
 from bedrock_proxy_adapters.hosts import asgi, asgi_requests, wsgi
+from bedrock_proxy_adapters.hosts.http11 import MAX_FRUITLESS
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 20.0
 """Seconds after which a server that says nothing hangs."""
 
 LIMIT = 20 * 1024 * 1024
+BOUNDED = "bedrock_proxy_adapters.hosts.http11:Http11Protocol"
+"""As it is given to a uvicorn of one's own, and as ``serve`` has it."""
 GOOD = Row("valid", 200)
 
 
@@ -51,7 +53,7 @@ def _uvicorn(parser: Any) -> Iterator[Server]:
         asgi.asgi_app(proxy),
         host="127.0.0.1",
         port=0,
-        http=Http11Protocol if parser == "serve" else parser,
+        http=BOUNDED if parser == "serve" else parser,
         ws="none",
         loop="asyncio",
         lifespan="on",

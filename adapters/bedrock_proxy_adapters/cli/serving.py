@@ -116,7 +116,7 @@ class Server(uvicorn.Server):
 def _protocol() -> "type[asyncio.Protocol] | Literal['auto']":
     """With uvicorn's faster parser, if it is there; the other one needs no help."""
     try:
-        from bedrock_proxy_adapters.cli.http11 import Http11Protocol
+        from bedrock_proxy_adapters.hosts.http11 import Http11Protocol
     except ImportError:
         return "auto"
     return Http11Protocol

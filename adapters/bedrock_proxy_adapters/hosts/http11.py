@@ -1,5 +1,6 @@
 """
-One connection in HTTP/1.1 on uvicorn, and what its parser leaves open.
+One connection in HTTP/1.1 on uvicorn, and what its parser leaves open. ``serve`` has it; a uvicorn of
+one's own takes it as ``--http bedrock_proxy_adapters.hosts.http11:Http11Protocol``.
 
 *Requests that ask to go on in another protocol.* A server may ignore ``Upgrade`` (RFC 9110, section
 7.8), and clients that would speak HTTP/2 over plain TCP count on it: Java's ``HttpClient`` asks

@@ -5,9 +5,9 @@ import sys
 import pytest
 from tests.hosts.malformed_app import make_proxy
 
-from bedrock_proxy_adapters.cli.http11 import Http11Protocol, without_upgrade
 from bedrock_proxy_adapters.cli.server import server_for
 from bedrock_proxy_adapters.hosts.asgi import asgi_app
+from bedrock_proxy_adapters.hosts.http11 import Http11Protocol, without_upgrade
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
 
@@ -43,5 +43,5 @@ def test_without_the_faster_parser_uvicorn_serves_with_its_other(
 ) -> None:
     app = asgi_app(make_proxy()[0])
     assert server_for(app).config.http is Http11Protocol
-    monkeypatch.setitem(sys.modules, "bedrock_proxy_adapters.cli.http11", None)
+    monkeypatch.setitem(sys.modules, "bedrock_proxy_adapters.hosts.http11", None)
     assert server_for(app).config.http == "auto"
