@@ -70,21 +70,31 @@ def new_key(token: str, settings: Settings, now: int, days: int | None) -> Key:
 
 _WITHOUT: Final = (
     "Warning: the other tokens in this store were made with a pepper, and BEDROCK_PROXY_PEPPER is "
-    "not set here. A server that has one refuses this new token: set the server's pepper here too "
-    "and make another token."
+    "not set here. A server that has one refuses {these}: set the server's pepper here too, and "
+    "{again}."
 )
 _WITH: Final = (
     "Warning: the other tokens in this store were made without a pepper, and BEDROCK_PROXY_PEPPER "
-    "is set here. A server without it refuses this new token: unset it here and make another "
-    "token. A server that has this pepper refuses the other tokens instead."
+    "is set here. A server without it refuses {these}: unset it here, and {again}. A server that "
+    "has this pepper refuses the other tokens instead."
 )
 
 
-def look_at_the_pepper(store: Customers, settings: Settings) -> None:
+def look_at_the_pepper(
+    store: Customers,
+    settings: Settings,
+    *,
+    these: str = "this new token",
+    again: str = "make another token",
+) -> None:
     """
     Warn where the tokens that *store* has were made with a pepper and here is none, or the
     other way round: the server that knows those will not know what is made here. One of the
     same kind is enough to be silent; that two peppers differ, no digest tells.
+
+    Args:
+        these: What was made, or is about to be.
+        again: What to do once the pepper is the right one.
     """
     with_pepper = settings.pepper is not None
     others = False
@@ -94,4 +104,4 @@ def look_at_the_pepper(store: Customers, settings: Settings) -> None:
                 return
             others = True
     if others:
-        note(_WITH if with_pepper else _WITHOUT)
+        note((_WITH if with_pepper else _WITHOUT).format(these=these, again=again))

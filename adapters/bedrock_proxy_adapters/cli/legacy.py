@@ -9,6 +9,7 @@ import click
 from attrs import asdict
 
 from bedrock_proxy.errors import ConfigurationError
+from bedrock_proxy_adapters.cli.keys import look_at_the_pepper
 from bedrock_proxy_adapters.cli.opened import target_store
 from bedrock_proxy_adapters.cli.output import as_json, note, table
 from bedrock_proxy_adapters.config import Settings
@@ -62,8 +63,15 @@ def legacy(
     """
     settings = Settings.from_env()
     client = dynamodb_client(region, endpoint_url)
+    store = target_store(settings.store, dry_run=dry_run)
+    look_at_the_pepper(
+        store,
+        settings,
+        these="the tokens that are imported",
+        again="import them again with --add-tokens, if this was no dry run",
+    )
     done = import_legacy(
-        target_store(settings.store, dry_run=dry_run),
+        store,
         scan(client, customers_table),
         scan(client, tokens_table),
         pepper=None if settings.pepper is None else settings.pepper.encode(),

@@ -199,6 +199,20 @@ def test_a_dry_run_says_the_same_and_writes_nothing(
     assert tried == done
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_missing_pepper_is_warned_of_before_tokens_are_imported_without_it(
+    run: Run, tables: Any, dry: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("customers", "create", "--name", "Eve", "--email", "eve@example.com")
+    tables()
+    assert "pepper" not in run("import-legacy", "--dry-run").err
+    monkeypatch.delenv("BEDROCK_PROXY_PEPPER")
+    tables()
+    said = run("import-legacy", *dry).err
+    assert "were made with a pepper, and BEDROCK_PROXY_PEPPER is not set here" in said
+    assert "refuses the tokens that are imported" in said
+
+
 def test_of_more_than_four_tokens_the_ones_in_use_come_first(
     run: Run, tables: Any, store: SqliteStore, pepper: bytes
 ) -> None:
