@@ -726,6 +726,26 @@ def test_a_lease_of_another_process_is_renewed_reaped_and_released_here(
     audit(store, {"r0", "r2"})
 
 
+@pytest.mark.parametrize("limits", [Limits(), Limits(requests_per_minute=1, tokens_per_minute=200)])
+def test_A08_nobody_admits_by_the_clock_that_he_remembers_after_it_was_put_back(
+    store: DynamoDBStore, emulator: dynamodb.Emulator, limits: Limits
+) -> None:
+    add(store, limits=limits)
+    other = another(store, emulator.client())
+    hours = 3 * 60 * MINUTE
+    wrong = admitted(other, ask("wrong", NOON + hours))
+    other.release(wrong.request)  # so that its bucket is empty, by that clock
+    store.rebuild(NOON, set_clock=True)
+    first = admitted(other, ask("r1", NOON))
+    assert first.request.at == NOON
+    other.finish(used(first), first)
+    assert admitted(store, ask("r2", NOON + MINUTE)).request.at == NOON + MINUTE
+    assert store.gate_state("ann").clock == NOON + MINUTE
+    audited = store.gate_state("ann")
+    store.rebuild(NOON + MINUTE)
+    assert store.gate_state("ann") == audited
+
+
 def test_settling_elsewhere_refunds_as_much_as_settling_here(
     store: DynamoDBStore, emulator: dynamodb.Emulator
 ) -> None:

@@ -448,6 +448,9 @@ def recount_update(image: Image, state: admission.GateState) -> Update:
 
 def _empty_buckets(update: Update, image: Image, now: int) -> None:
     """The clock is put back to *now*: nothing is known of the minutes before a wrong one."""
+    # With another version nobody admits by an image that still has the wrong clock.
+    update.when(f"cv = {update.number('cv', image.version)}")
+    update.put("cv", update.number("cv_new", image.version + 1))
     # No lease that there is may take the next generations for its own.
     taken = {held.generation for _, held in image.leases()}
     generation = now // 1_000
