@@ -363,6 +363,37 @@ def test_a_lease_that_was_renewed_meanwhile_is_not_settled(
     assert rows(store) == []
 
 
+# --- failing over -----------------------------------------------------------------------------
+
+
+def test_a_primary_that_lives_on_as_a_replica_is_left_for_the_new_one() -> None:
+    """Managed failovers move a name; a demoted server closes nobody's connections."""
+    with serving() as old, serving() as new:
+        name = old.folder / "name.sock"
+        name.symlink_to(old.socket)
+        store = made(client=Redis(unix_socket_path=str(name)))
+        first = add(store, limits=Limits(requests_per_day=5))
+        lease = admitted(store, ask("r1"))
+        replica: Any = new.client()
+        replica.replicaof("127.0.0.1", old.port)
+        until = time.monotonic() + 30
+        while replica.exists(store._gate._names.of("ann").leases) == 0:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        replica.replicaof("NO", "ONE")
+        demoted: Any = old.client()
+        demoted.replicaof("127.0.0.1", new.port)
+        with pytest.raises(StoreUnavailable):
+            admitted(store, ask("nowhere to go"))
+        name.unlink()
+        name.symlink_to(new.socket)
+        store.finish(used(lease), lease)
+        assert store.find_token(first.digest, NOON) is not None
+        admitted(store, ask("r2"))
+        assert [row.request_id for row in rows(store)] == ["r1"]
+        store.close()
+
+
 # --- round trips ------------------------------------------------------------------------------
 
 

@@ -180,7 +180,12 @@ class Line:
         try:
             if not self._is_checked:
                 self._check()
-            return work(self._client)
+            try:
+                return work(self._client)
+            except exceptions.ReadOnlyError:
+                # This server was the primary once, and keeps its connections as a replica.
+                self._let_go_of_connections()
+                return work(self._client)
         except (exceptions.RedisError, OSError, ConfigurationError) as error:
             raise store_unavailable() from error
 
@@ -216,6 +221,12 @@ class Line:
         self._closed = True
         if self._owns:
             self._client.close()
+
+    def _let_go_of_connections(self) -> None:
+        """Close those that are at rest, so that the next one goes where the name leads now."""
+        pool = getattr(self._client, "connection_pool", None)  # a cluster's client has none
+        if pool is not None:
+            pool.disconnect(inuse_connections=False)
 
     def _check(self) -> None:
         with self._lock:
