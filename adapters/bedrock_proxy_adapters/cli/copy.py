@@ -50,6 +50,10 @@ def copy(source: str, target: str, dry_run: bool, as_json_: bool) -> None:
             f"{copied.open_leases} requests in FROM are still open and were not copied: stop its "
             "servers, run `bedrock-proxy reap` on it, and copy again."
         )
+    if copied.corrected:
+        note(
+            f"{copied.corrected} rows are estimates in FROM, and in TO as they turned out; TO keeps them."
+        )
     if copied.only_in_target or copied.others:
         note(
             f"TO has {copied.only_in_target} later rows of these customers and {copied.others} "

@@ -2,11 +2,12 @@
 Customers, tokens and the ledger from one store to another, whatever the two are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
+from itertools import islice
 from typing import Final
 
-from attrs import evolve, frozen
+from attrs import define, evolve, field, frozen
 
 from bedrock_proxy.accounts import Total, total
 from bedrock_proxy.admission import AdmissionRequest, Lease
@@ -17,6 +18,8 @@ from bedrock_proxy.usage import State, UsageRecord
 
 _PLACEHOLDER: Final = "placeholder:"
 _SHOWN: Final = 5
+_AT_ONCE: Final = 1_000
+"""Rows that are written before they are read back."""
 
 
 @frozen(kw_only=True)
@@ -25,8 +28,10 @@ class Copied:
     What a copy found and did, in all.
 
     Attributes:
-        source, target: The ledger rows of the copied customers on either side, added up.
+        source, target: The ledger rows of the copied customers on either side, added up: those
+            that the source had when its turn came.
         customers, keys, rows: How many were new to the target (would be, in a dry run).
+        corrected: Rows that the source has as estimates and the target as they were.
         only_in_target: Rows of these customers that the source has not: later traffic.
         others: Customers of the target that the source has not; left alone.
         open_leases: Requests in the source that have not been settled: not copied.
@@ -37,6 +42,7 @@ class Copied:
     customers: int
     keys: int
     rows: int
+    corrected: int
     only_in_target: int
     others: int
     open_leases: int
@@ -50,6 +56,22 @@ class _Work:
     keys: tuple[Key, ...]
     is_new: bool
     missing_keys: tuple[Key, ...]
+
+
+@define
+class _Tally:
+    """Rows on both sides, and how many of them the target lacked."""
+
+    source: Total = field(factory=Total)
+    target: Total = field(factory=Total)
+    rows: int = 0
+    corrected: int = 0
+
+    def add(self, mine: UsageRecord, theirs: UsageRecord | None) -> None:
+        self.source = self.source.plus(total([mine], ()))
+        if theirs is not None:
+            self.target = self.target.plus(total([theirs], ()))
+            self.corrected += _corrects(theirs, mine)
 
 
 def place_customer(store: Store, customer: Customer, keys: Sequence[Key]) -> None:
@@ -75,7 +97,8 @@ def copy_store(source: Store, target: Store, now: int, *, dry_run: bool = False)
 
     Nothing is written before everything has been looked at, and what was written is read
     back and compared. Limits go on from counters that are counted again at *now* (epoch
-    ms); buckets of the current minute start full, open requests stay where they are.
+    ms); buckets of the current minute start full, open requests stay where they are. The source
+    may be serving: what ends behind the copy's back is left for the next one.
 
     Raises:
         ConfigurationError: The target has a customer, a token or a row of the same name with
@@ -86,41 +109,33 @@ def copy_store(source: Store, target: Store, now: int, *, dry_run: bool = False)
     _refuse("The target differs from the source", conflicts)
     ids = {work.customer.id for work in works}
     others = sum(each.id not in ids for each in every_customer(target))
-    missing = only_in_target = 0
+    tally, only_in_target = _Tally(), 0
     for work in works:
         for mine, theirs in _pairs(source, target, work.customer.id):
             if mine is None:
                 only_in_target += 1
-            elif theirs is None or _corrects(mine, theirs):
-                missing += 1
-            elif not _same(mine, theirs):
+                continue
+            tally.add(mine, theirs)
+            if _lacks(mine, theirs):
+                tally.rows += 1
+            elif theirs is not None and not _agree(mine, theirs):
                 conflicts.append(f"row {mine.request_id}")
     _refuse("The target differs from the source", conflicts)
     open_leases = len(source.open_leases())
     if not dry_run:
+        tally = _Tally()
         for work in works:
-            _write(source, target, work, now)
-    sums = [Total(), Total()]
-    for work in works:
-        for mine, theirs in _pairs(source, target, work.customer.id):
-            for side, row in enumerate((mine, theirs)):
-                if row is not None and mine is not None:
-                    sums[side] = sums[side].plus(total([row], ()))
-            if not dry_run and mine is not None and (theirs is None or not _same(mine, theirs)):
-                conflicts.append(f"row {mine.request_id}")
-        if not dry_run and _unlike(target, work):
-            conflicts.append(f"customer {work.customer.id}")
-    _refuse("The target does not read back what was written", conflicts)
-    if not dry_run and sums[0] != sums[1]:
-        raise ConfigurationError(
-            f"The sums differ: {sums[0]} in the source, {sums[1]} in the target."
-        )
+            _write(source, target, work, now, tally, conflicts)
+            if _unlike(target, work):
+                conflicts.append(f"customer {work.customer.id}")
+        _refuse("The target does not read back what was written", conflicts)
     return Copied(
-        source=sums[0],
-        target=sums[1],
+        source=tally.source,
+        target=tally.target,
         customers=sum(work.is_new for work in works),
         keys=sum(len(work.missing_keys) for work in works),
-        rows=missing,
+        rows=tally.rows,
+        corrected=tally.corrected,
         only_in_target=only_in_target,
         others=others,
         open_leases=open_leases,
@@ -156,7 +171,9 @@ def _compare(source: Store, target: Store, customer: Customer, conflicts: list[s
     )
 
 
-def _write(source: Store, target: Store, work: _Work, now: int) -> None:
+def _write(
+    source: Store, target: Store, work: _Work, now: int, tally: _Tally, conflicts: list[str]
+) -> None:
     customer_id = work.customer.id
     if work.is_new:
         place_customer(target, work.customer, work.keys)
@@ -167,10 +184,32 @@ def _write(source: Store, target: Store, work: _Work, now: int) -> None:
             target.revoke_key(customer_id, left)
         for key in work.missing_keys:
             target.add_key(customer_id, key, 0)
-    for mine, theirs in _pairs(source, target, customer_id):
-        if mine is not None and (theirs is None or _corrects(mine, theirs)):
+    ours = every_row(source, customer_id=customer_id)
+    while some := list(islice(ours, _AT_ONCE)):
+        there = _there(target, customer_id, some)
+        lacking = [mine for mine in some if _lacks(mine, there.get(mine.request_id))]
+        for mine in lacking:
             target.finish(mine, _lease_of(mine))
+        tally.rows += len(lacking)
+        if lacking:
+            there = _there(target, customer_id, some)
+        for mine in some:
+            theirs = there.get(mine.request_id)
+            tally.add(mine, theirs)
+            if theirs is None or not _agree(mine, theirs):
+                conflicts.append(f"row {mine.request_id}")
     target.rebuild(now, customer_id)
+
+
+def _there(target: Store, customer_id: str, some: Sequence[UsageRecord]) -> dict[str, UsageRecord]:
+    """What the target has of the times of *some* rows, which are in their order."""
+    found: Iterable[UsageRecord] = every_row(
+        target,
+        customer_id=customer_id,
+        start=some[0].admitted_at,
+        end=some[-1].admitted_at + 1,
+    )
+    return {row.request_id: row for row in found}
 
 
 def _unlike(target: Store, work: _Work) -> bool:
@@ -201,8 +240,17 @@ def _place(row: UsageRecord) -> tuple[int, str]:
     return row.admitted_at, row.request_id
 
 
-def _corrects(mine: UsageRecord, theirs: UsageRecord) -> bool:
-    return theirs.state is State.ESTIMATED and mine.state is State.FINAL
+def _corrects(one: UsageRecord, other: UsageRecord) -> bool:
+    return other.state is State.ESTIMATED and one.state is State.FINAL
+
+
+def _lacks(mine: UsageRecord, theirs: UsageRecord | None) -> bool:
+    return theirs is None or _corrects(mine, theirs)
+
+
+def _agree(mine: UsageRecord, theirs: UsageRecord) -> bool:
+    # What was settled late may have reached the target alone.
+    return _same(mine, theirs) or _corrects(theirs, mine)
 
 
 def _same(mine: UsageRecord, theirs: UsageRecord) -> bool:

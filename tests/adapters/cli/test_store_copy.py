@@ -8,7 +8,7 @@ from zlib import crc32
 import pytest
 from attrs import evolve
 from tests.adapters.cli.conftest import Run
-from tests.contracts.stories import NOON, add, admitted, ask, key, rows, used
+from tests.contracts.stories import LEASE_MS, NOON, add, admitted, ask, key, rows, used
 from tests.contracts.test_ledger import fill
 from tests.servers.redis import serving
 
@@ -18,6 +18,7 @@ from bedrock_proxy.periods import DAY_MS
 from bedrock_proxy.store import Store
 from bedrock_proxy.usage import Basis, State
 from bedrock_proxy_adapters.config import open_store
+from bedrock_proxy_adapters.stores import transfer
 from bedrock_proxy_adapters.stores.memory import MemoryStore
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
 from bedrock_proxy_adapters.stores.transfer import copy_store
@@ -103,6 +104,46 @@ def test_later_traffic_and_other_customers_of_the_target_stay(source: MemoryStor
     assert (copied.only_in_target, copied.others, copied.rows) == (1, 1, 0)
     assert copied.source == copied.target
     assert "theirs" in {row.request_id for row in rows(target)}
+
+
+def test_rows_that_end_while_it_copies_are_left_for_the_next_copy(
+    source: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 1 of the guide: copy while the old servers serve."""
+    monkeypatch.setattr(transfer, "_AT_ONCE", 7)
+    leases = [admitted(source, ask(f"late-{n:03}", LATER)) for n in range(60)]
+
+    class Serving(MemoryStore):
+        def finish(self, record: Any, lease: Any) -> None:
+            super().finish(record, lease)
+            if leases:
+                ending = leases.pop()
+                source.finish(used(ending), ending)
+
+    target = Serving()
+    before = len(rows(source))
+    copied = copy_store(source, target, LATER)
+    assert copied.source == copied.target
+    assert before <= copied.rows < len(rows(source))
+    while leases:
+        ending = leases.pop()
+        source.finish(used(ending), ending)
+    assert copy_store(source, target, LATER).rows == len(rows(source)) - copied.rows
+    assert contents(target) == contents(source)
+
+
+def test_an_estimate_that_the_target_has_corrected_stays_corrected(source: MemoryStore) -> None:
+    lease = admitted(source, ask("late", LATER))
+    source.reap(LATER + LEASE_MS)
+    target = MemoryStore()
+    copy_store(source, target, LATER)
+    target.finish(used(lease, 25), lease)
+    new = admitted(source, ask("new", LATER + 1))
+    source.finish(used(new), new)
+    for _ in range(2):
+        copied = copy_store(source, target, LATER)
+        assert copied.corrected == 1
+    assert {row.request_id: row.token_count for row in rows(target)}["late"] == 25
 
 
 def limits_differ(store: Store) -> None:
