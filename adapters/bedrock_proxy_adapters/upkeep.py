@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from bedrock_proxy.admission import Lease
+from bedrock_proxy.customers import Customer, CustomerNotFound
 from bedrock_proxy.errors import BedrockProxyError, StoreUnavailable
 from bedrock_proxy.usage import UsageRecord
 
@@ -34,6 +35,10 @@ class Books(Protocol):
 
     def finish(self, record: UsageRecord, lease: Lease) -> None:
         """See :meth:`bedrock_proxy.ports.Ledger.finish`."""
+        ...
+
+    def get_customer(self, customer_id: str) -> Customer:
+        """See :meth:`bedrock_proxy.store.Customers.get_customer`."""
         ...
 
 
@@ -96,7 +101,13 @@ class Upkeep:
         """
         try:
             if self._spool is not None and self._spool.size:
-                done = self._spool.replay(self._books.finish)
+                rows = _Known(self._books)
+                done = self._spool.replay(rows.finish)
+                if rows.strangers:
+                    self._warn(
+                        f"{rows.strangers} usage row(s) in the spool are of customers whom this "
+                        "store does not know, and stay there: is it the spool of another store?"
+                    )
                 settled: int = getattr(done, "settled", 0)
                 if settled and not self._spool.size:
                     _log.warning("The spool is empty again: %d usage row(s) were settled.", settled)
@@ -124,9 +135,42 @@ class Upkeep:
 
     def _put_off(self, error: BedrockProxyError) -> None:
         from bedrock_proxy_adapters.causes import cause_of
-        from bedrock_proxy_adapters.operator_log import Seldom, sentence_of
+        from bedrock_proxy_adapters.operator_log import sentence_of
+
+        why = sentence_of(error) if isinstance(error, StoreUnavailable) else f"{cause_of(error)}."
+        self._warn(f"upkeep was put off: {why}")
+
+    def _warn(self, sentence: str) -> None:
+        from bedrock_proxy_adapters.operator_log import Seldom
 
         if self._seldom is None:
             self._seldom = Seldom()
-        why = sentence_of(error) if isinstance(error, StoreUnavailable) else f"{cause_of(error)}."
-        self._seldom.warn(f"upkeep was put off: {why}")
+        self._seldom.warn(sentence)
+
+
+class _Known:
+    """
+    The ledger, for rows of customers that the store knows. A spool may be that of another store:
+    there its rows would be gone, and here nobody would see them.
+    """
+
+    def __init__(self, books: Books) -> None:
+        self._books = books
+        self._known: set[str] = set()
+        self.strangers = 0
+
+    def finish(self, record: UsageRecord, lease: Lease) -> None:
+        """
+        See :meth:`bedrock_proxy.ports.Ledger.finish`.
+
+        Raises:
+            CustomerNotFound: The row is of somebody else's customer.
+        """
+        if record.customer_id not in self._known:
+            try:
+                self._books.get_customer(record.customer_id)
+            except CustomerNotFound:
+                self.strangers += 1
+                raise
+            self._known.add(record.customer_id)
+        self._books.finish(record, lease)

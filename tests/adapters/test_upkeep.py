@@ -4,14 +4,18 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from tests.contracts.stories import add, admitted, ask, rows, used
 from tests.running import wait_for
 
 from bedrock_proxy.admission import Lease
+from bedrock_proxy.customers import Customer
 from bedrock_proxy.errors import ConfigurationError, store_unavailable
 from bedrock_proxy.usage import UsageRecord
-from bedrock_proxy_adapters.stores.spool import Replayed
+from bedrock_proxy_adapters.stores.memory import MemoryStore
+from bedrock_proxy_adapters.stores.spool import Replayed, Spool
 from bedrock_proxy_adapters.upkeep import Upkeep
 
 
@@ -36,6 +40,9 @@ class Books:
     def finish(self, record: UsageRecord, lease: Lease) -> None:
         self.said.append("finish")
 
+    def get_customer(self, customer_id: str) -> Customer:
+        return Customer(id=customer_id, name="n", email="e", created_at=1)
+
 
 class Waiting:
     def __init__(self, books: Books, size: int = 1) -> None:
@@ -43,7 +50,6 @@ class Waiting:
         self._books = books
 
     def replay(self, finish: Callable[[UsageRecord, Lease], object]) -> None:
-        assert finish == self._books.finish
         self._books.said.append("replay")
         self.size = 0
 
@@ -60,6 +66,36 @@ def test_true_figures_are_entered_before_estimates_are_made() -> None:
     books = Books()
     Upkeep(books, 60.0, Waiting(books)).once()
     assert ["replay", "reap"] == books.said
+
+
+def test_rows_of_another_stores_customers_stay_in_the_spool(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two proxies that were started in one folder share the spool there."""
+    spool, ours, theirs = Spool(tmp_path / "spool"), MemoryStore(), MemoryStore()
+    add(ours, "ann")
+    add(theirs, "bob")
+    for store, name in ((ours, "ann"), (theirs, "bob")):
+        for number in range(2):
+            lease = admitted(store, ask(f"{name}-{number}", customer_id=name))
+            spool.append(used(lease), lease)
+    with caplog.at_level(logging.WARNING, "bedrock_proxy"):
+        for _ in range(2):
+            Upkeep(ours, 60.0, spool).once()
+    assert [row.request_id for row in rows(ours)] == ["ann-0", "ann-1"]
+    told = {r.getMessage() for r in caplog.records}
+    assert told == {
+        "2 usage row(s) in the spool are of customers whom this store does not know, and stay there: "
+        "is it the spool of another store?"
+    }
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "bedrock_proxy"):
+        Upkeep(theirs, 60.0, spool).once()
+    assert [row.request_id for row in rows(theirs)] == ["bob-0", "bob-1"]
+    assert theirs.open_leases() == ()
+    assert ["The spool is empty again: 2 usage row(s) were settled."] == [
+        r.getMessage() for r in caplog.records
+    ]
 
 
 def test_an_empty_spool_is_left_alone() -> None:
