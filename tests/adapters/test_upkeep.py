@@ -85,8 +85,10 @@ def test_rows_of_another_stores_customers_stay_in_the_spool(
     assert [row.request_id for row in rows(ours)] == ["ann-0", "ann-1"]
     told = {r.getMessage() for r in caplog.records}
     assert told == {
-        "2 usage row(s) in the spool are of customers whom this store does not know, and stay there: "
-        "is it the spool of another store?"
+        (
+            "2 usage row(s) in the spool are of customers whom this store does not know, and stay "
+            "there: is it the spool of another store?"
+        )
     }
     caplog.clear()
     with caplog.at_level(logging.WARNING, "bedrock_proxy"):
