@@ -65,7 +65,7 @@ def enter(file: IO[str], as_json_: bool) -> None:
     unreadable = strange = 0
     for number, line in enumerate(file, 1):
         for row in rows_in(line):
-            wrong = "the row cannot be read." if row is None else _wrong(row, latest)
+            wrong = "the row cannot be read." if row is None else _wrong(store, row, latest)
             if row is None or wrong is not None:
                 unreadable += 1
                 note(f"Line {number}: {wrong}")
@@ -127,9 +127,15 @@ def _standing(store: Store, row: UsageRecord) -> UsageRecord | None:
     return next((each for each in found if each.request_id == row.request_id), None)
 
 
-def _wrong(row: UsageRecord, latest: int) -> str | None:
-    """Why *row* cannot be right; *latest* is when it can have been admitted (epoch ms)."""
-    if not EARLIEST <= row.admitted_at <= latest:
+def _wrong(store: Store, row: UsageRecord, latest: int) -> str | None:
+    """
+    Why *row* cannot be right; *latest* is when it can have been admitted (epoch ms), unless the
+    ledger has it already, by a clock that was ahead.
+    """
+    at = row.admitted_at
+    if not EARLIEST <= at <= latest and (
+        not latest < at < _YEAR_10000 or _standing(store, row) is None
+    ):
         shown = when(row.admitted_at) if row.admitted_at < _YEAR_10000 else "no time"
         return f"admitted_at of {row.request_id} is {shown}; it is in milliseconds since 1970."
     total = sum(getattr(row, name) for name in _SUMMANDS)

@@ -1,6 +1,7 @@
 """``bedrock-proxy enter``: the rows that only a log has."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from tests.adapters.cli.conftest import Run
 from tests.contracts.stories import add, admitted, ask, used
 
 from bedrock_proxy.admission import Lease
+from bedrock_proxy.periods import DAY_MS
 from bedrock_proxy.store import every_row
 from bedrock_proxy.usage import Basis, State
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
@@ -219,3 +221,20 @@ def test_a_row_of_a_customer_that_the_store_does_not_know_is_refused(
     assert said.code == 1
     assert "1 are of customers that are not in this store" in said.err
     assert settled(store) == {}
+
+
+def test_A08_the_true_figures_of_a_clock_that_was_ahead_are_entered_where_the_estimate_is(
+    run: Run, store: SqliteStore
+) -> None:
+    add(store)
+    now = time.time_ns() // 1_000_000
+    leases = [admitted(store, ask(f"r{n}", now + 3 * DAY_MS)) for n in range(2)]
+    lines = [unsettled_line(used(each, 30), each) for each in leases]
+    store.rebuild(now, set_clock=True)
+    assert settled(store) == {"r0": 100, "r1": 100}
+    # Of r1 there is nothing in this ledger.
+    lines[1] = lines[1].replace('"r1"', '"r2"')
+    said = run("enter", "-", stdin="\n".join(lines))
+    assert (said.out, said.code) == ("rows entered: 1\n", 1)
+    assert "Line 2: admitted_at of r2 is" in said.err
+    assert settled(store) == {"r0": 30, "r1": 100}
