@@ -157,7 +157,7 @@ def _admitted(
     request: Request, rules: Rules, found: routes.Found, dialect: Dialect
 ) -> Flow[ProxyError | None]:
     arrived = yield from ask(Now())
-    owner = yield from _owner(request, rules, dialect, arrived)
+    owner = yield from _owner(request, rules, arrived)
     if found.route.gate is routes.Gate.AUTHENTICATED:
         yield from _standing(request, rules, owner, arrived)
         return None
@@ -184,9 +184,9 @@ def _admitted(
     return (yield from _settled(course))
 
 
-def _owner(request: Request, rules: Rules, dialect: Dialect, arrived: Instant) -> Flow[TokenOwner]:
+def _owner(request: Request, rules: Rules, arrived: Instant) -> Flow[TokenOwner]:
     """Whose token it is. The one gate of every route that is not public."""
-    token = front.credential(request, signed_route=dialect.name == "bedrock")
+    token = front.credential(request)
     if not tokens.check_shape(token):
         raise front.unauthorized()
     front.check_media(request, rules.max_body_bytes)

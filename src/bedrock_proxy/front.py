@@ -156,13 +156,9 @@ def check_whole(request: Request) -> None:
         )
 
 
-def credential(request: Request, *, signed_route: bool) -> str:
+def credential(request: Request) -> str:
     """
     The bearer token, checked for its grammar but not yet known to anyone.
-
-    Args:
-        signed_route: Whether the route's own clients may sign with AWS SigV4 (the native
-            wire); elsewhere such an Authorization belongs to the front before us.
 
     Raises:
         ClientFault: ``unauthorized``; ``invalid_request`` where two are given.
@@ -175,8 +171,14 @@ def credential(request: Request, *, signed_route: bool) -> str:
         raise ClientFault("The request has two Authorization headers.")
     if len(set(keys)) > 1:
         raise ClientFault("The request has two different x-api-key headers.")
-    if keys and authorizations and not signed_route and authorizations[0].startswith("AWS4-HMAC-"):
-        # An AWS_IAM Function URL's own signature: the caller of the URL, not our customer.
+    if authorizations and authorizations[0].startswith("AWS4-HMAC-"):
+        # An AWS_IAM Function URL's own signature, or an SDK's that has AWS keys: the caller of
+        # something before us, or of nothing; never our customer.
+        if not keys:
+            raise unauthorized(
+                "Requests that are signed with AWS keys are not accepted as such; send your token, too, "
+                "as `x-api-key`."
+            )
         authorizations = ()
     bearer: str | None = None
     if authorizations:

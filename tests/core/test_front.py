@@ -57,31 +57,31 @@ def test_M38_a_credential_is_exactly_what_the_grammar_says(text: str) -> None:
     for headers in ((("authorization", f"Bearer {text}"),), (("x-api-key", text),)):
         request = asking(*headers)
         if GRAMMAR.fullmatch(meant):
-            assert front.credential(request, signed_route=False) == meant
+            assert front.credential(request) == meant
         else:
-            fault = refusal(lambda r=request: front.credential(r, signed_route=False))
+            fault = refusal(lambda r=request: front.credential(r))
             assert fault.code is Code.UNAUTHORIZED
 
 
 @given(st.binary(min_size=32, max_size=32))
 def test_every_token_of_ours_has_the_shape(noise: bytes) -> None:
     token = tokens.mint(noise)
-    assert (
-        front.credential(asking(("authorization", f"Bearer {token}")), signed_route=True) == token
-    )
+    assert front.credential(asking(("authorization", f"Bearer {token}"))) == token
 
 
 SIGNED = "AWS4-HMAC-SHA256 Credential=AKIA/20240101/us-east-1/lambda/aws4_request, Signature=0"
 
 
-def test_a_function_urls_signature_beside_a_key_is_the_fronts_own() -> None:
+def test_a_signature_with_aws_keys_beside_a_key_is_somebody_elses() -> None:
     request = asking(("authorization", SIGNED), ("x-api-key", TOKEN))
-    assert front.credential(request, signed_route=False) == TOKEN
+    assert front.credential(request) == TOKEN
 
 
-def test_on_the_native_wire_a_signature_beside_a_key_is_not_ignored() -> None:
-    request = asking(("authorization", SIGNED), ("x-api-key", TOKEN))
-    assert refusal(lambda: front.credential(request, signed_route=True)).status == 401
+def test_a_signature_with_aws_keys_alone_is_refused_with_what_to_do() -> None:
+    fault = refusal(lambda: front.credential(asking(("authorization", SIGNED))))
+    assert fault.status == 401
+    assert "x-api-key" in str(fault)
+    assert "AKIA" not in str(fault)
 
 
 def test_a_gateways_own_api_key_is_not_a_credential_of_ours() -> None:
@@ -89,9 +89,9 @@ def test_a_gateways_own_api_key_is_not_a_credential_of_ours() -> None:
         ("authorization", f"Bearer {TOKEN}"), ("x-api-key", "gateways-own-key-1234"),
         peer_key="gateways-own-key-1234",
     )  # fmt: skip
-    assert front.credential(both, signed_route=False) == TOKEN
+    assert front.credential(both) == TOKEN
     alone = asking(("x-api-key", "gateways-own-key-1234"), peer_key="gateways-own-key-1234")
-    assert refusal(lambda: front.credential(alone, signed_route=False)).status == 401
+    assert refusal(lambda: front.credential(alone)).status == 401
 
 
 def test_the_refusal_of_a_token_never_holds_it() -> None:
@@ -103,7 +103,7 @@ def test_the_refusal_of_a_token_never_holds_it() -> None:
         (("x-api-key", "secret-canary"), ("x-api-key", "c2VjcmV0LWNhbmFyeQ==")),
         (("authorization", "Bearer secret-canary"),) * 2,
     ):
-        fault = refusal(lambda h=headers: front.credential(asking(*h), signed_route=False))
+        fault = refusal(lambda h=headers: front.credential(asking(*h)))
         assert "canary" not in repr((fault.message, fault.headers))
         assert "c2VjcmV0" not in repr((fault.message, fault.headers))
 
