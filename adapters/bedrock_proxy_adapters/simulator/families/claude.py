@@ -156,11 +156,12 @@ def _stream(answer: Answer) -> list[Body]:
     last = {"stop_reason": answer.reason(_REASONS), "stop_sequence": None}
     for tokens in answer.reports[:-1]:
         undecided = {"stop_reason": None, "stop_sequence": None}
-        usage = _usage(tokens, tokens.output)
+        usage: Body = {"output_tokens": tokens.output}
         chunks.append({"type": "message_delta", "delta": undecided, "usage": usage})
     delta: dict[str, Json] = {"type": "message_delta", "delta": last}
     if answer.usage is not None:
-        delta["usage"] = _usage(answer.usage, answer.usage.output)
+        # What went in was said at the start; most models on Bedrock do not say it again.
+        delta["usage"] = {"output_tokens": answer.usage.output}
     chunks.append(delta)
     chunks.append({"type": "message_stop", **last_members(answer)})
     return chunks
