@@ -11,6 +11,7 @@ import pytest
 from tests.e2e import tools
 from tests.running import ROOT, TOKEN, add_customer, free_port, server_environment
 
+from bedrock_proxy.customers import Limits
 from bedrock_proxy.store import every_row
 from bedrock_proxy.usage import Basis, Outcome
 from bedrock_proxy_adapters.simulator import RunningSimulator, start_in_thread
@@ -109,7 +110,7 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     )
     assert "" == ran.stderr, (tmp_path / "servers.log").read_text()
     assert 2 == ran.stdout.count("data: [DONE]")
-    assert 1 == ran.stdout.count('"code": "rate_limited"')
+    assert 2 == ran.stdout.count('"code": "rate_limited"')
     store = SqliteStore(tmp_path / "first-stream.db")
     try:
         *_, stopped = rows = list(every_row(store))
@@ -122,7 +123,11 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
 def test_the_library_page_does_what_it_says(tmp_path: Path, simulator: RunningSimulator) -> None:
     simulator.default({"text": "Hello there.", "output_tokens": 2})
     store = SqliteStore(tmp_path / "proxy.db")
-    add_customer(store)
+    told = re.search(
+        r"--requests-per-minute (\d+)", (DOCS / "tutorial" / "without-http.md").read_text()
+    )
+    assert told is not None
+    add_customer(store, limits=Limits(requests_per_minute=int(told[1])))
     ran = subprocess.run(
         [sys.executable, "-c", "\n".join(blocks(DOCS / "tutorial" / "without-http.md", "python"))],
         env=server_environment(simulator, tmp_path, TOKEN=TOKEN),
