@@ -84,7 +84,10 @@ class Settings:
     )
     max_body_bytes: int = _setting(20 * 1024 * 1024, "The largest request body, in bytes.")
     first_byte_timeout: float = _setting(
-        120.0, "Seconds Bedrock may take, from the call on, until the first event of its answer."
+        120.0, "Seconds Bedrock may take, from the call on, until the first event of a stream."
+    )
+    whole_timeout: float = _setting(
+        600.0, "Seconds Bedrock may take, from the call on, for an answer that is not streamed."
     )
     idle_timeout: float = _setting(120.0, "Seconds Bedrock may be silent between two reads.")
     max_duration: float = _setting(900.0, "Seconds one call may take in all.")
@@ -144,6 +147,7 @@ class Settings:
             region=region,
             account=self.aws_account,
             first_byte_timeout=self.first_byte_timeout,
+            whole_timeout=self.whole_timeout,
             idle_timeout=self.idle_timeout,
             max_duration=self.max_duration,
             lease_ms=round(self.lease_seconds * 1000),
@@ -222,6 +226,7 @@ _READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "max_streams": _whole,
     "max_body_bytes": _whole,
     "first_byte_timeout": _seconds,
+    "whole_timeout": _seconds,
     "idle_timeout": _seconds,
     "max_duration": _seconds,
     "lease_seconds": _seconds,
@@ -328,7 +333,8 @@ def proxy_from_env(
 
     settings = Settings.from_env(environ)
     # The socket's own timeout is a net below the flow's, which end a call with a better answer.
-    patience = max(settings.first_byte_timeout, settings.idle_timeout) + 30.0
+    longest = max(settings.first_byte_timeout, settings.whole_timeout, settings.idle_timeout)
+    patience = longest + 30.0
     upstream = ConfiguredUpstream(
         cast("Way", settings.upstream), max_streams=settings.max_streams, read_timeout=patience
     )

@@ -186,6 +186,13 @@ def first_byte_late(seconds: float) -> ProxyError:
     )
 
 
+def answer_late(seconds: float) -> ProxyError:
+    """Nothing came within the time allowed for an answer that comes whole."""
+    return UpstreamFault(
+        f"The model did not answer within {seconds:g} seconds.", Code.UPSTREAM_TIMEOUT
+    )
+
+
 def stalled(seconds: float) -> ProxyError:
     """Nothing more came within the time allowed between events."""
     return UpstreamFault(

@@ -247,7 +247,8 @@ def _heard(
     rules = course.rules
     now: float = yield SECONDS
     if not translation.heard:
-        begun, patience = course.opened, rules.first_byte_timeout
+        begun = course.opened
+        patience = rules.first_byte_timeout if course.call.stream else rules.whole_timeout
     else:
         patience = rules.idle_timeout
         if begun is None:
@@ -259,7 +260,10 @@ def _heard(
         if course.quiet_since is None:
             course.quiet_since = now
         if now - begun >= patience:
-            late = faults.stalled if translation.heard else faults.first_byte_late
+            if translation.heard:
+                late = faults.stalled
+            else:
+                late = faults.first_byte_late if course.call.stream else faults.answer_late
             course.failed(error := late(patience), Outcome.TIMEOUT)
             raise error
         if now - course.arrived.monotonic >= rules.max_duration:

@@ -12,8 +12,10 @@ class Rules:
         pepper: Keyed into token digests; None where the operator set none.
         region, account: Of Bedrock's endpoint, for ARNs that clients name; None is unknown.
         ping_every: Silence after which the client hears a ping.
-        first_byte_timeout, idle_timeout: How long Bedrock may take from the call to its first
-            event (or to the first byte of a whole body), and be silent between reads.
+        first_byte_timeout, idle_timeout: How long Bedrock may take from the call to the first
+            event of a stream, and be silent between reads.
+        whole_timeout: How long it may take from the call to an answer that comes whole: its first
+            byte comes when all of it is ready.
         max_duration: The longest a call may take.
         drain: How long the rest is read for a client that left.
         retries: How often a call may be sent again before its first byte.
@@ -28,6 +30,7 @@ class Rules:
     ping_every: float = 15.0
     first_byte_timeout: float = 120.0
     idle_timeout: float = 120.0
+    whole_timeout: float = 600.0
     max_duration: float = 900.0
     drain: float = 30.0
     retries: int = 2

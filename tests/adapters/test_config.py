@@ -24,6 +24,7 @@ GOOD: dict[str, tuple[str, object]] = {
     "max_streams": ("7", 7),
     "max_body_bytes": ("1024", 1024),
     "first_byte_timeout": ("2.5", 2.5),
+    "whole_timeout": ("5.5", 5.5),
     "idle_timeout": ("3", 3.0),
     "max_duration": ("4", 4.0),
     "lease_seconds": ("5", 5.0),
@@ -123,6 +124,7 @@ def test_the_settings_reach_the_rules() -> None:
     rules = Settings.from_env(environ).rules("eu-west-1")
     assert (b"s3cret", "eu-west-1", "123456789012") == (rules.pepper, rules.region, rules.account)
     assert (2.5, 3.0, 4.0) == (rules.first_byte_timeout, rules.idle_timeout, rules.max_duration)
+    assert 5.5 == rules.whole_timeout
     assert (5_000, 1_024) == (rules.lease_ms, rules.max_body_bytes)
     assert rules.cors_origins == ("https://a.test", "http://b.test:3000")
 

@@ -11,8 +11,10 @@ from tests.flows import (
     OK_HEAD,
     SlowHead,
     World,
+    ask_claude,
     claude,
     converse,
+    whole_claude,
 )
 
 from bedrock_proxy.admission import Lease
@@ -139,6 +141,21 @@ def test_S13_the_time_to_the_first_event_begins_with_each_call() -> None:
     rules = Rules(first_byte_timeout=20.0)
     converse(world, rules=rules)
     assert (world.row.outcome, world.row.attempts) == (Outcome.OK, 2)
+
+
+def test_S13_an_answer_that_comes_whole_may_take_longer_than_a_first_event() -> None:
+    """Its first byte comes when all of it is ready: minutes, where much is written."""
+    world = World()
+    world.replies.append(SlowHead(OK_HEAD, [whole_claude()], world.time, delay=590.0))
+    conversation = converse(world, ask_claude(stream=False))
+    assert (conversation.status, world.row.outcome) == (200, Outcome.OK)
+
+    world = World()
+    world.replies.append(SlowHead(OK_HEAD, [whole_claude()], world.time, delay=610.0))
+    conversation = converse(world, ask_claude(stream=False))
+    assert (conversation.status, world.row.outcome) == (504, Outcome.TIMEOUT)
+    assert world.row.duration_ms == 600_000
+    assert b"The model did not answer within 600 seconds." in conversation.said
 
 
 def test_S13_between_events_the_time_begins_with_the_last() -> None:

@@ -43,10 +43,10 @@ from bedrock_proxy_adapters.upstream.pump import READ_SIZE, BlockingReply, Nativ
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds to a connection, TLS included."""
 
-READ_TIMEOUT: Final = 150.0
+READ_TIMEOUT: Final = 630.0
 """
-Seconds without a byte after which the socket gives up. Above the flow's own 120 s, which
-end the call with a better answer; raise it with them.
+Seconds without a byte after which the socket gives up. Above the flow's own bounds, which are
+600 s for an answer that comes whole and end the call with a better one; raise it with them.
 """
 
 MAX_STREAMS: Final = 200
