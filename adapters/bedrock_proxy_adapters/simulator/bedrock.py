@@ -40,6 +40,7 @@ from bedrock_proxy_adapters.simulator.values import (
 _ROUTE: Final = re.compile(
     "/model/(.+)/(invoke-with-response-stream|invoke|converse-stream|converse|count-tokens)"
 )
+_GUARDRAIL: Final = re.compile("/guardrail/(.+)/version/([^/]+)/apply")
 _UNKNOWN: Final = "The simulator has no such operation."
 _CONTROL: Final = "/_simulator/"
 _NAMESPACE: Final = uuid.UUID("5f3a1c52-70a5-4a3b-9d0c-6f1f0f9b6a11")
@@ -198,11 +199,10 @@ class Bedrock:
         request_id = str(uuid.uuid5(_NAMESPACE, str(number)))
         if path.startswith(_CONTROL):
             return self._control(method, path[len(_CONTROL) :], body), request_id, None
-        route = _ROUTE.fullmatch(path)
-        if method != "POST" or route is None:
+        asked = _asked(path) if method == "POST" else None
+        if asked is None:
             return error_reply("UnknownOperationException", _UNKNOWN), request_id, None
-        model = unquote(route[1])
-        operation = cast("Operation", route[2])
+        operation, model = asked
         with self._changed:
             index = self._calls[-1].index + 1 if self._calls else 0
             call = Call(index, operation, model, path, headers, body, request_id)
@@ -211,7 +211,7 @@ class Bedrock:
             self._changed.notify_all()
         family = self._models.get(model, family_named(model))
         told = script.replay is not None or script.error is not None or script.hang_up is not None
-        if family is None and not told:
+        if family is None and not told and operation != "apply-guardrail":
             refusal = "The provided model identifier is invalid."
             return error_reply("ValidationException", refusal), request_id, call
         return reply(operation, model, family or "", body, script), request_id, call
@@ -268,6 +268,15 @@ class Bedrock:
     def _control_reset(self, _: Body) -> Json:
         self.reset()
         return {}
+
+
+def _asked(path: str) -> "tuple[Operation, str] | None":
+    """The operation and the model's id, or the guardrail's with its version."""
+    if (route := _ROUTE.fullmatch(path)) is not None:
+        return cast("Operation", route[2]), unquote(route[1])
+    if (route := _GUARDRAIL.fullmatch(path)) is not None:
+        return "apply-guardrail", f"{unquote(route[1])}:{unquote(route[2])}"
+    return None
 
 
 async def play(answer: Reply, request_id: str, call: Call | None, sink: Sink) -> None:

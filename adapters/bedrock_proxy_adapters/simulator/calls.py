@@ -24,8 +24,9 @@ class Call:
 
     Attributes:
         index: The how-manieth call it is, from 0.
-        operation: ``invoke``, ``converse-stream`` and so on: the last part of the path.
-        model_id: The model id, percent-decoded once.
+        operation: ``invoke``, ``converse-stream`` and so on: the last part of the path; or
+            ``apply-guardrail``.
+        model_id: The model id, percent-decoded once; a guardrail's id, a colon, and its version.
         path: The path as it came, still encoded.
         headers: The request's headers, names in lower case.
         body: The request's body, byte for byte.

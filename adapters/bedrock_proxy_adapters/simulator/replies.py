@@ -20,12 +20,18 @@ from bedrock_proxy_adapters.simulator.converse import (
     token_count,
 )
 from bedrock_proxy_adapters.simulator.families import FAMILIES, Family, family_of_body
+from bedrock_proxy_adapters.simulator.guardrails import verdict
 from bedrock_proxy_adapters.simulator.scripts import ERROR_STATUS, Hangup, Script
 from bedrock_proxy_adapters.simulator.timeline import Step, steps
 from bedrock_proxy_adapters.simulator.values import Body, InvalidBody, Json, dump, parse_body
 
 Operation: TypeAlias = Literal[
-    "invoke", "invoke-with-response-stream", "converse", "converse-stream", "count-tokens"
+    "invoke",
+    "invoke-with-response-stream",
+    "converse",
+    "converse-stream",
+    "count-tokens",
+    "apply-guardrail",
 ]
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -190,8 +196,8 @@ def reply(operation: Operation, model: str, family: str, raw: bytes, script: Scr
     load an answer is encoded once.
 
     Args:
-        operation: The last part of the path.
-        model: The model id as called.
+        operation: The last part of the path; ``apply-guardrail``.
+        model: The model id as called; a guardrail's id, a colon, and its version.
         family: The name of the model's family; empty where the body has to tell.
         raw: The request's body.
         script: What to answer.
@@ -210,6 +216,9 @@ def reply(operation: Operation, model: str, family: str, raw: bytes, script: Scr
 
 
 def _answer(operation: Operation, model: str, named: str, body: Body, script: Script) -> Reply:
+    if operation == "apply-guardrail":
+        said = verdict(model, body, intervenes=script.guardrail, blocked=script.text)
+        return _whole(said, script)
     if operation == "count-tokens":
         kind, counted = counted_body(body)
         read = FAMILIES[named or family_of_body(counted)].prompt
