@@ -220,6 +220,8 @@ class World:
             models=None,
         )
     )
+    status: CustomerStatus = CustomerStatus.ACTIVE
+    keys: frozenset[str] = frozenset({"k1"})
     refusal: Refusal | None = None
     streams: bool = True
     drains: bool = True
@@ -252,7 +254,13 @@ class World:
         self.store_calls += 1
         nothing = Spent(requests=0, tokens=0, cost_nanousd=0)
         return Standing(
-            customer_id=customer_id, limits=(), in_flight=0, today=nothing, month=nothing
+            customer_id=customer_id,
+            status=self.status,
+            keys=self.keys,
+            limits=(),
+            in_flight=0,
+            today=nothing,
+            month=nothing,
         )
 
     def admit(self, request: AdmissionRequest) -> Grant | Refusal:

@@ -199,8 +199,17 @@ def _owner(request: Request, rules: Rules, arrived: Instant) -> Flow[TokenOwner]
 
 
 def _standing(request: Request, rules: Rules, owner: TokenOwner, arrived: Instant) -> Flow[None]:
-    """``GET /v1/usage``: the caller's own usage, and what remains."""
+    """
+    ``GET /v1/usage``: the caller's own usage, and what remains.
+
+    The owner may be what a store remembers. What a request learns from admission, this one learns
+    from the standing: whether the token is still good for anything (I12).
+    """
     standing = yield from ask(FindStanding(owner.customer_id, arrived.epoch_ms))
+    if owner.key.key_id not in standing.keys:
+        raise front.unauthorized()
+    if standing.status is not CustomerStatus.ACTIVE:
+        raise limits.disabled()
     body = limits.standing_body(standing, arrived.epoch_ms)
     headers = (
         ("content-type", "application/json"),

@@ -112,7 +112,8 @@ class TokenDirectory(Protocol):
     def standing(self, customer_id: str, at: int) -> Answer[Standing]:
         """
         What the customer has used and what remains at *at* (epoch ms), from counters:
-        never a scan of the ledger.
+        never a scan of the ledger; and from the store itself, never from memory, whether the
+        customer is active and which of its keys are valid.
         """
         ...
 

@@ -3,6 +3,7 @@
 from attrs import frozen
 
 from bedrock_proxy.admission import LimitState
+from bedrock_proxy.customers import CustomerStatus
 
 
 @frozen(kw_only=True)
@@ -20,6 +21,9 @@ class Standing:
     How a customer stands just now, from the counters: never a scan of the ledger.
 
     Attributes:
+        status: The customer's, as it is now.
+        keys: The ids of the customer's keys that are valid at the time asked about; whoever comes
+            with another one was shut out meanwhile.
         limits: Every limit that is set.
         in_flight: Leases that have not passed their deadline.
         today, month: The UTC day and month of the time asked about.
@@ -29,6 +33,8 @@ class Standing:
     """
 
     customer_id: str
+    status: CustomerStatus
+    keys: frozenset[str]
     limits: tuple[LimitState, ...]
     in_flight: int
     today: Spent

@@ -191,7 +191,8 @@ class Books(Protocol):
 
     def standing(self, customer_id: str, at: int) -> Standing:
         """
-        How the customer stands at *at* (epoch ms).
+        How the customer stands at *at* (epoch ms); see
+        :meth:`bedrock_proxy.ports.TokenDirectory.standing`.
 
         Raises:
             CustomerNotFound: There is none of this id.

@@ -13,6 +13,7 @@ from tests.servers import dynamodb, redis
 
 from bedrock_proxy.admission import AdmissionRequest, Grant, Lease, Refusal
 from bedrock_proxy.customers import TokenOwner
+from bedrock_proxy.standing import Standing
 from bedrock_proxy.usage import UsageRecord
 from bedrock_proxy_adapters.stores.dynamodb import DynamoDBStore
 from bedrock_proxy_adapters.stores.memory import MemoryStore
@@ -54,6 +55,9 @@ class OnALoop(SqliteStore):
 
     def find_token(self, digest: bytes, at: int) -> TokenOwner | None:
         return RUNNER.run(self._face.find_token(digest, at))
+
+    def standing(self, customer_id: str, at: int) -> Standing:
+        return RUNNER.run(told(self._face.standing, customer_id, at))
 
     def admit(self, request: AdmissionRequest) -> Grant | Refusal:
         return RUNNER.run(told(self._face.admit, request))

@@ -1,9 +1,11 @@
 """Every store: customers, their keys, and whose token it is."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import evolve
+from tests.contracts.factories import FACTORIES, StoreFactory
 from tests.contracts.stories import MINUTE, NOON, add, admitted, ask, key, refused
 
 from bedrock_proxy.admission import Barred
@@ -108,6 +110,42 @@ def test_I12_a_revoked_key_admits_nothing_even_where_its_token_is_remembered(sto
         store.revoke_key("ann", first.key_id)
     with pytest.raises(CustomerNotFound):
         store.revoke_key("nobody", "second")
+
+
+def test_I12_a_standing_tells_who_is_shut_out_even_where_the_token_is_remembered(
+    factory: StoreFactory, store: Any, tmp_path: Path
+) -> None:
+    first = add(store)
+    brief = key("brief", expires_at=NOON + 5_000)
+    store.add_key("ann", brief, NOON)
+    assert store.find_token(first.digest, NOON)
+    standing = store.standing("ann", NOON + 4_999)
+    assert (standing.status, standing.keys) == (CustomerStatus.ACTIVE, {first.key_id, "brief"})
+    assert store.standing("ann", NOON + 5_000).keys == {first.key_id}
+    elsewhere = factory.make(tmp_path) if factory.is_durable else store
+    elsewhere.revoke_key("ann", first.key_id)
+    elsewhere.update_customer("ann", lambda known: evolve(known, status=CustomerStatus.DISABLED))
+    standing = store.standing("ann", NOON + 1)
+    assert (standing.status, standing.keys) == (CustomerStatus.DISABLED, {"brief"})
+
+
+@pytest.mark.parametrize(
+    "factory", [each for each in FACTORIES if each.is_durable], ids=lambda factory: factory.name
+)
+def test_I12_a_token_is_forgotten_once_admission_said_that_its_key_is_gone(
+    factory: StoreFactory, tmp_path: Path
+) -> None:
+    store, elsewhere = factory.make(tmp_path), factory.make(tmp_path)
+    first, other = add(store), add(store, "bob")
+    assert store.find_token(first.digest, NOON)
+    assert store.find_token(other.digest, NOON)
+    elsewhere.revoke_key("ann", first.key_id)
+    assert store.find_token(first.digest, NOON), "remembered"
+    assert refused(store, ask("r1")).reason is Barred.KEY_GONE
+    assert store.find_token(first.digest, NOON) is None
+    assert store.find_token(other.digest, NOON)
+    store.close()
+    elsewhere.close()
 
 
 def test_a_key_of_somebody_else_admits_nothing(store: Any) -> None:

@@ -1,8 +1,11 @@
 """What clients are told about their limits."""
 
+import json
+
 import pytest
 from attrs import evolve
 from tests.contracts import stories
+from tests.flows import World, converse
 
 from bedrock_proxy import limits
 from bedrock_proxy.admission import (
@@ -14,7 +17,7 @@ from bedrock_proxy.admission import (
     decide,
     rolled,
 )
-from bedrock_proxy.customers import Limits
+from bedrock_proxy.customers import CustomerStatus, Limits
 from bedrock_proxy.errors import Code, ProxyError
 
 
@@ -126,3 +129,20 @@ def test_as_many_requests_as_may_be_under_way_are_said_to_be_that(cap: int, said
         == str(error)
     )
     assert (error.code, error.retry_after) == (Code.RATE_LIMITED, 1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "status", "told"),
+    [
+        ({"k0"}, CustomerStatus.ACTIVE, Code.UNAUTHORIZED),
+        ({"k0"}, CustomerStatus.DISABLED, Code.UNAUTHORIZED),
+        ({"k1"}, CustomerStatus.DISABLED, Code.CUSTOMER_DISABLED),
+    ],
+)
+def test_I12_usage_is_told_to_nobody_who_was_shut_out_since_the_token_was_looked_up(
+    keys: set[str], status: CustomerStatus, told: Code
+) -> None:
+    world = World(keys=frozenset(keys), status=status)
+    talk = converse(world, method="GET", path="/v1/usage")
+    assert json.loads(talk.said)["code"] == told
+    assert world.store_calls == 2, "the token, and the standing"

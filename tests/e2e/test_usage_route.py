@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from tests.running import TOKEN, Running, add_customer, body, served, server_environment
 
 from bedrock_proxy import tokens
-from bedrock_proxy.customers import Limits
+from bedrock_proxy.customers import CustomerStatus, Limits
 from bedrock_proxy_adapters.simulator import Script, start_in_thread
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
 
@@ -72,6 +73,22 @@ def test_every_answer_carries_the_limits(host: Running) -> None:
 
 @pytest.mark.parametrize("token", [None, "x" * 20, tokens.mint(bytes(32))])
 def test_usage_is_nobody_elses_business(host: Running, token: str | None) -> None:
+    assert 401 == call(host, "GET", "/v1/usage", token)[0]
+
+
+def test_I12_a_revoked_token_and_a_disabled_customer_read_no_usage_from_then_on(
+    host: Running,
+) -> None:
+    token = tokens.mint(bytes(range(2, 34)))
+    customer_id = add_customer(host.store, token)
+    assert 200 == call(host, "GET", "/v1/usage", token)[0]
+    # As from the command line: the server's own memory of tokens hears nothing of it.
+    operator = SqliteStore(host.store.path)
+    disabled = CustomerStatus.DISABLED
+    operator.update_customer(customer_id, lambda known: evolve(known, status=disabled))
+    assert 403 == call(host, "GET", "/v1/usage", token)[0]
+    operator.revoke_all_keys(customer_id)
+    operator.close()
     assert 401 == call(host, "GET", "/v1/usage", token)[0]
 
 

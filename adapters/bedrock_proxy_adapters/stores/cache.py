@@ -6,6 +6,7 @@ from collections import OrderedDict
 from threading import Lock
 from typing import Final, Literal
 
+from bedrock_proxy.admission import AdmissionRequest, Barred, Grant, Refusal
 from bedrock_proxy.customers import TokenOwner
 from bedrock_proxy.store import CACHE_MS
 
@@ -21,7 +22,8 @@ class OwnerCache:
     What ``find_token`` answered in the last 60 seconds.
 
     Safe to use from several threads. It never makes anything valid: expiry is checked each
-    time, and admission knows of revocations at once.
+    time, and whatever is done for a customer asks the store itself (admission, the standing), which
+    knows of revocations at once.
     """
 
     def __init__(self) -> None:
@@ -59,6 +61,17 @@ class OwnerCache:
                 self._known[digest] = (at, owner)
                 if len(self._known) > MAX_OWNERS:
                     self._known.popitem(last=False)
+
+    def heed(self, request: AdmissionRequest, decision: Grant | Refusal) -> None:
+        """Where admission said that the key is gone, forget its token."""
+        if type(decision) is not Refusal or decision.reason is not Barred.KEY_GONE:
+            return
+        with self._lock:
+            # Seldom enough to look through all of them: once for each key that is gone.
+            for digest, (_, owner) in self._known.items():
+                if owner.key.key_id == request.key_id:
+                    del self._known[digest]
+                    return
 
     def clear(self) -> None:
         """Forget everything: something was changed in this process."""

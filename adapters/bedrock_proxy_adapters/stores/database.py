@@ -69,6 +69,7 @@ class Database:
 
         def work(connection: sqlite3.Connection) -> Grant | Refusal:
             decision = gate.admit(connection, request)
+            self.owners.heed(request, decision)
             if self._reaps and abs(request.at - self._looked_at) >= _LOOK_EVERY_MS:
                 self._looked_at = request.at
                 if ledger.is_overdue(connection, request.at):

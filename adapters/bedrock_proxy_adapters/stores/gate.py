@@ -10,7 +10,7 @@ from bedrock_proxy.admission import FRESH, AdmissionRequest, GateState, Grant, L
 from bedrock_proxy.customers import UNLIMITED, CustomerStatus, Key
 from bedrock_proxy.errors import Unavailable
 from bedrock_proxy.standing import Standing
-from bedrock_proxy_adapters.stores.directory import get_customer
+from bedrock_proxy_adapters.stores.directory import get_customer, list_keys
 from bedrock_proxy_adapters.stores.rows import (
     dump_lease,
     dump_state,
@@ -116,7 +116,7 @@ def standing(connection: sqlite3.Connection, customer_id: str, at: int) -> Stand
         "SELECT count(*) FROM leases WHERE customer_id = ? AND deadline > ?",
         (customer_id, max(at, state.clock)),
     ).fetchone()[0]
-    return standing_of(customer, state, live, at)
+    return standing_of(customer, list_keys(connection, customer_id), state, live, at)
 
 
 def load(connection: sqlite3.Connection, customer_id: str) -> GateState:

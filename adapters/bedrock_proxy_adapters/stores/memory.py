@@ -233,7 +233,7 @@ class MemoryStore:
             customer = self._customer(customer_id)
             state = self._states.get(customer_id, FRESH)
             live = self._live(customer_id, max(state.clock, at))
-            return standing_of(customer, state, live, at)
+            return standing_of(customer, self._keys[customer_id].values(), state, live, at)
 
     def reap(self, now: int, limit: int = 1_000) -> int:
         """See :class:`~bedrock_proxy.store.Books`."""

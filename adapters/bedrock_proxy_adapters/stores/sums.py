@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from bedrock_proxy.admission import GateState, limit_states, rolled
-from bedrock_proxy.customers import Customer
+from bedrock_proxy.customers import Customer, Key
 from bedrock_proxy.standing import Spent, Standing
 from bedrock_proxy.store import By, UsageSum
 from bedrock_proxy.usage import FAILED, State, UsageRecord
@@ -59,11 +59,15 @@ def _sum(key: str, rows: list[UsageRecord]) -> UsageSum:
     )
 
 
-def standing_of(customer: Customer, state: GateState, live: int, at: int) -> Standing:
-    """How *customer* stands at *at* (epoch ms), with *live* leases in flight."""
+def standing_of(
+    customer: Customer, keys: Iterable[Key], state: GateState, live: int, at: int
+) -> Standing:
+    """How *customer* with its *keys* stands at *at* (epoch ms), with *live* leases in flight."""
     now = rolled(state, at)
     return Standing(
         customer_id=customer.id,
+        status=customer.status,
+        keys=frozenset(key.key_id for key in keys if key.is_valid(at)),
         limits=limit_states(state, customer.limits, live, at),
         in_flight=live,
         today=Spent(requests=now.day_requests, tokens=now.day_tokens, cost_nanousd=now.day_cost),

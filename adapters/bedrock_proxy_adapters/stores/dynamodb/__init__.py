@@ -132,6 +132,7 @@ class DynamoDBStore:
     def admit(self, request: AdmissionRequest) -> Grant | Refusal:
         """See :class:`~bedrock_proxy.ports.Gate`."""
         decision = gate.admit(self._table, request)
+        self._table.owners.heed(request, decision)
         if self._reaps and abs(request.at - self._looked_at) >= _LOOK_EVERY_MS:
             image = self._table.images.get(request.customer_id)
             if image is not None and image.is_overdue(request.at):
@@ -233,9 +234,16 @@ class DynamoDBStore:
         image = self._table.read(customer_id)
         if image is None:
             raise CustomerNotFound(customer_id)
-        customer = Customer(id=customer_id, name="", email="", limits=image.limits, created_at=0)
+        customer = Customer(
+            id=customer_id,
+            name="",
+            email="",
+            status=image.settings.status,
+            limits=image.limits,
+            created_at=0,
+        )
         live = len(image.live(max(image.clock, at)))
-        return standing_of(customer, image.state, live, at)
+        return standing_of(customer, image.keys(), image.state, live, at)
 
     def reap(self, now: int, limit: int = 1_000) -> int:
         """See :class:`~bedrock_proxy.store.Books`."""

@@ -3,6 +3,7 @@ A customer's gate item, read.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import starmap
 from typing import Any, Final, TypeAlias
 
 from attrs import frozen
@@ -16,6 +17,7 @@ from bedrock_proxy_adapters.stores.dynamodb.packing import (
     Adjustment,
     Held,
     Settings,
+    Terms,
     pack_settings,
     request_id_of,
     unpack_adjustment,
@@ -97,15 +99,11 @@ class Image:
     def key(self, key_id: str) -> Key | None:
         """One of the customer's keys, as far as admission asks about it."""
         terms = self.settings.keys.get(key_id)
-        if terms is None:
-            return None
-        return Key(
-            key_id=key_id,
-            digest=b"",
-            created_at=0,
-            expires_at=terms.expires_at,
-            deprecated_at=terms.deprecated_at,
-        )
+        return None if terms is None else _key(key_id, terms)
+
+    def keys(self) -> Iterator[Key]:
+        """All of them, likewise."""
+        return starmap(_key, self.settings.keys.items())
 
     def leases(self) -> Iterator[tuple[str, Held]]:
         """Every lease with its request's id."""
@@ -127,6 +125,16 @@ class Image:
     def is_overdue(self, now: int) -> bool:
         """Whether there is anything that a reaper would settle."""
         return any(held.deadline <= now for _, held in self.leases())
+
+
+def _key(key_id: str, terms: Terms) -> Key:
+    return Key(
+        key_id=key_id,
+        digest=b"",
+        created_at=0,
+        expires_at=terms.expires_at,
+        deprecated_at=terms.deprecated_at,
+    )
 
 
 def image_of(customer_id: str, item: Item) -> Image:

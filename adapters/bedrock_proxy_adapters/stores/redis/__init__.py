@@ -108,6 +108,7 @@ class RedisStore:
     def admit(self, request: AdmissionRequest) -> Grant | Refusal:
         """See :class:`~bedrock_proxy.ports.Gate`."""
         decision, overdue = self._gate.admit(request)
+        self._owners.heed(request, decision)
         if overdue and self._reaps:
             # The request has its answer; what others left behind must not spoil it.
             with contextlib.suppress(StoreUnavailable):

@@ -143,7 +143,8 @@ class RedisGate:
             return None
         state = state_of(text_of(state_text))
         live = sum(deadline > max(at, state.clock) for _, deadline in deadlines)
-        return standing_of(load_customer(texts_of(fields)).customer, state, live, at)
+        found = load_customer(texts_of(fields))
+        return standing_of(found.customer, found.keys, state, live, at)
 
     def open_leases(self, customer_id: str) -> list[Lease]:
         """A customer's leases, by deadline."""
