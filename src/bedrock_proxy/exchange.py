@@ -165,9 +165,10 @@ def _admitted(
     if not body:
         front.check_whole(request)
     call = dialect.call(request, body, found.route.operation, found.model)
-    check_arn(call.model, region=rules.region, account=rules.account)
-    if owner.models is not None and call.model.canonical not in owner.models:
-        raise not_allowed()
+    for name in (call.model, *call.guardrails):
+        check_arn(name, region=rules.region, account=rules.account)
+        if owner.models is not None and name.canonical not in owner.models:
+            raise not_allowed()
     if not (yield from ask(TakeStream())):
         raise Unavailable("The proxy is carrying as many streams as it can.", Code.OVERLOADED)
     wanted = _admission(request, rules, call, owner, dialect, arrived)

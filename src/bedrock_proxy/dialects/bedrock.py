@@ -48,9 +48,10 @@ _OPERATIONS: Final[Mapping[str, Operation]] = {
 _TOKENLESS: Final = frozenset({Operation.COUNT_TOKENS, Operation.APPLY_GUARDRAIL})
 _CONVERSES: Final = frozenset({Operation.CONVERSE, Operation.CONVERSE_STREAM})
 
+_GUARDRAIL_HEADER: Final = "x-amzn-bedrock-guardrailidentifier"
 _SENT_ON: Final = (
     "x-amzn-bedrock-accept",
-    "x-amzn-bedrock-guardrailidentifier",
+    _GUARDRAIL_HEADER,
     "x-amzn-bedrock-guardrailversion",
     "x-amzn-bedrock-performanceconfig-latency",
     "x-amzn-bedrock-request-metadata",
@@ -125,6 +126,7 @@ class Bedrock:
             hold=not asked.streams,
             head_first=asked.streams,
             counts_tokens=asked not in _TOKENLESS,
+            guardrails=_guardrails(asked, headers, sent),
             translation=streamed if asked.streams else whole,
         )
 
@@ -155,15 +157,36 @@ def _guardrail(named: str) -> tuple[ModelName, str]:
     guardrail, _, version = named.rpartition(":")
     if re.fullmatch(_GUARDRAIL_VERSION, version) is None:
         raise ClientFault("A guardrail's version is a number or DRAFT.")
+    return _guardrail_name(guardrail), version
+
+
+def _guardrail_name(guardrail: Json) -> ModelName:
+    if not isinstance(guardrail, str):
+        raise ClientFault("The guardrail must be named by a string.")
     if guardrail.startswith("arn:"):
         name = parse_model_id(guardrail)
         own = (name.service, name.kind) == ("bedrock", "guardrail")
         if own and re.fullmatch(_GUARDRAIL, guardrail.rpartition("/")[2]):
-            return name, version
+            return name
     elif re.fullmatch(_GUARDRAIL, guardrail):
         # An allow-list of models allows no guardrail that it does not name so.
-        return ModelName(guardrail, f"guardrail/{guardrail}", opaque=True), version
+        return ModelName(guardrail, f"guardrail/{guardrail}", opaque=True)
     raise ClientFault("The guardrail is not spelled as guardrail ids and ARNs are.")
+
+
+def _guardrails(
+    operation: Operation, headers: Headers, body: Mapping[str, Json]
+) -> tuple[ModelName, ...]:
+    """
+    What a call names to be applied to it: InvokeModel's in a header, which is checked wherever it
+    goes upstream, Converse's in the body. An empty name is none (``GuardrailIdentifier``).
+    """
+    named: list[Json] = [value for name, value in headers if name == _GUARDRAIL_HEADER]
+    if operation in _CONVERSES and (own := body.get("guardrailConfig")) is not None:
+        if not isinstance(own, dict):
+            raise ClientFault("guardrailConfig must be an object.")
+        named.append(own.get("guardrailIdentifier"))
+    return tuple([_guardrail_name(each) for each in named if each is not None and each != ""])
 
 
 def _sent_on(request: Request, operation: Operation) -> Headers:

@@ -90,6 +90,8 @@ class Call:
         hold: Whether nothing is said before the answer is complete (its length is then
             known, and a fault is always a real status while there is no content).
         head_first: Whether the reply's head goes out with Bedrock's own, before any event.
+        guardrails: Those that it names beside its model; who may not call one may not have it
+            applied either.
         translation: Makes a fresh translation, one for each attempt.
     """
 
@@ -101,6 +103,7 @@ class Call:
     hold: bool
     head_first: bool = False
     counts_tokens: bool = True
+    guardrails: tuple[ModelName, ...] = ()
     translation: Callable[[], Translation]
 
 
