@@ -103,7 +103,12 @@ class Settings:
     aws_account: str | None = _setting(
         None, "The AWS account whose ARNs clients may name; unset means any."
     )
-
+    s3_locations: tuple[str, ...] = _setting(
+        (),
+        "Objects in S3 that a request may name for Bedrock to read, with the proxy's own rights, in "
+        "place of bytes: what their URIs begin with, separated by commas "
+        "(`s3://bucket/folder/`), or `any`. None unless set.",
+    )
     cors_origins: tuple[str, ...] = _setting(
         (),
         "Origins whose web pages may call the proxy, separated by commas "
@@ -146,6 +151,7 @@ class Settings:
             pepper=None if self.pepper is None else self.pepper.encode(),
             region=region,
             account=self.aws_account,
+            s3_locations=self.s3_locations,
             first_byte_timeout=self.first_byte_timeout,
             whole_timeout=self.whole_timeout,
             idle_timeout=self.idle_timeout,
@@ -205,6 +211,12 @@ def _origins(raw: str) -> tuple[str, ...]:
     return tuple(check_origin(origin.strip()) for origin in raw.split(","))
 
 
+def _places(raw: str) -> tuple[str, ...]:
+    from bedrock_proxy.s3 import check_prefix
+
+    return tuple(check_prefix(place.strip()) for place in raw.split(","))
+
+
 def _mode(raw: str) -> str:
     if raw not in {"stream", "buffered"}:
         raise ValueError(f"must be stream or buffered, not {raw!r}")
@@ -232,6 +244,7 @@ _READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "lease_seconds": _seconds,
     "spool": _text,
     "aws_account": _account,
+    "s3_locations": _places,
     "cors_origins": _origins,
     "lambda_mode": _mode,
 }

@@ -8,7 +8,7 @@ does. Every path through it that was admitted ends in exactly one :class:`Finish
 
 import json
 
-from bedrock_proxy import cors, front, limits, routes, tokens
+from bedrock_proxy import cors, front, limits, routes, s3, tokens
 from bedrock_proxy.admission import AdmissionRequest, Refusal
 from bedrock_proxy.carry import carry, say_terminal
 from bedrock_proxy.course import Course
@@ -169,6 +169,8 @@ def _admitted(
         check_arn(name, region=rules.region, account=rules.account)
         if owner.models is not None and name.canonical not in owner.models:
             raise not_allowed()
+    if call.s3_locations:
+        s3.check(call.s3_locations, rules.s3_locations)
     if not (yield from ask(TakeStream())):
         raise Unavailable("The proxy is carrying as many streams as it can.", Code.OVERLOADED)
     wanted = _admission(request, rules, call, owner, dialect, arrived)

@@ -11,6 +11,8 @@ class Rules:
     Attributes:
         pepper: Keyed into token digests; None where the operator set none.
         region, account: Of Bedrock's endpoint, for ARNs that clients name; None is unknown.
+        s3_locations: What the URIs of objects in S3 begin with that customers may have Bedrock read;
+            see :mod:`bedrock_proxy.s3`.
         ping_every: Silence after which the client hears a ping.
         first_byte_timeout, idle_timeout: How long Bedrock may take from the call to the first
             event of a stream, and be silent between reads.
@@ -27,6 +29,7 @@ class Rules:
     pepper: bytes | None = None
     region: str | None = None
     account: str | None = None
+    s3_locations: tuple[str, ...] = ()
     ping_every: float = 15.0
     first_byte_timeout: float = 120.0
     idle_timeout: float = 120.0

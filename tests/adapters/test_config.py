@@ -30,6 +30,10 @@ GOOD: dict[str, tuple[str, object]] = {
     "lease_seconds": ("5", 5.0),
     "spool": ("/var/spool/bedrock", "/var/spool/bedrock"),
     "aws_account": ("123456789012", "123456789012"),
+    "s3_locations": (
+        "s3://bucket, s3://other.bucket/folder/",
+        ("s3://bucket/", "s3://other.bucket/folder/"),
+    ),
     "cors_origins": (
         "https://a.test, http://b.test:3000",
         ("https://a.test", "http://b.test:3000"),
@@ -59,6 +63,14 @@ WRONG = [
     ("spool", ""),
     ("aws_account", "1234"),
     ("aws_account", "12345678901x"),
+    ("s3_locations", ""),
+    ("s3_locations", "bucket/folder"),
+    ("s3_locations", "s3://"),
+    ("s3_locations", "s3:///folder"),
+    ("s3_locations", "s3://Bucket/"),
+    ("s3_locations", "s3://*/"),
+    ("s3_locations", "s3://bucket/,"),
+    ("s3_locations", "ANY"),
     ("cors_origins", ""),
     ("cors_origins", "https://a.test,"),
     ("cors_origins", "https://a.test/"),
@@ -125,6 +137,7 @@ def test_the_settings_reach_the_rules() -> None:
     assert (b"s3cret", "eu-west-1", "123456789012") == (rules.pepper, rules.region, rules.account)
     assert (2.5, 3.0, 4.0) == (rules.first_byte_timeout, rules.idle_timeout, rules.max_duration)
     assert 5.5 == rules.whole_timeout
+    assert rules.s3_locations == ("s3://bucket/", "s3://other.bucket/folder/")
     assert (5_000, 1_024) == (rules.lease_ms, rules.max_body_bytes)
     assert rules.cors_origins == ("https://a.test", "http://b.test:3000")
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from bedrock_proxy import faults
+from bedrock_proxy import faults, s3
 from bedrock_proxy.answers import ConverseFrames, InvokeFrames, StreamedAnswer, WholeAnswer
 from bedrock_proxy.dialects.dialect import Call, ErrorReply, Translation
 from bedrock_proxy.errors import ClientFault, Code, ProxyError
@@ -127,6 +127,11 @@ class Bedrock:
             head_first=asked.streams,
             counts_tokens=asked not in _TOKENLESS,
             guardrails=_guardrails(asked, headers, sent),
+            s3_locations=(
+                s3.locations_counted(body, sent)
+                if asked is Operation.COUNT_TOKENS
+                else s3.locations(body, sent)
+            ),
             translation=streamed if asked.streams else whole,
         )
 

@@ -92,6 +92,7 @@ class Call:
         head_first: Whether the reply's head goes out with Bedrock's own, before any event.
         guardrails: Those that it names beside its model; who may not call one may not have it
             applied either.
+        s3_locations: The URIs of objects in S3 that Bedrock is to read for it.
         translation: Makes a fresh translation, one for each attempt.
     """
 
@@ -104,6 +105,7 @@ class Call:
     head_first: bool = False
     counts_tokens: bool = True
     guardrails: tuple[ModelName, ...] = ()
+    s3_locations: tuple[str, ...] = ()
     translation: Callable[[], Translation]
 
 

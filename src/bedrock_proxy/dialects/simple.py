@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from bedrock_proxy import s3
 from bedrock_proxy.answers import InvokeFrames, StreamedAnswer, WholeAnswer
 from bedrock_proxy.dialects.dialect import Call, ErrorReply, Translation
 from bedrock_proxy.errors import ClientFault, ProxyError
@@ -92,6 +93,7 @@ class Simple:
             estimate=estimate(family, sent),
             stream=stream,
             hold=not stream or not request.can_stream,
+            s3_locations=s3.locations(body, sent),
             translation=streamed if stream else whole,
         )
 
