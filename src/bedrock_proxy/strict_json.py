@@ -39,6 +39,17 @@ Members of an object that are looked at one by one, which takes some seven times
 the decoder; a model's body has about ten.
 """
 
+MAX_DIGITS: Final = 100
+"""
+Digits of an integer; those of models have ten. What it takes to convert one grows with the square of
+its digits: a body of the longest that Python reads would keep everybody else waiting for a second.
+"""
+
+_STRIDE: Final = 10
+"""Of the bytes of a body, so many stand for one in the look for long integers."""
+_RUN: Final = b"0" * (MAX_DIGITS // _STRIDE)
+_ZEROS: Final = bytes(ord("0") if byte in b"0123456789" else 0 for byte in range(256))
+
 # JSON's own white space (RFC 8259, section 2); ``\s`` would take more for it.
 _BLANK: Final = " \t\n\r"
 _OPENED: Final = re.compile(r"[ \t\n\r]*\{[ \t\n\r]*")
@@ -69,7 +80,8 @@ def parse_object(body: bytes) -> dict[str, Json]:
     if outside is not None:
         _check_size(outside)
     try:
-        value = _decoded(text, _DECODER if outside is None else _QUICK)
+        decoders = _STRICT if outside is None else _QUICK
+        value = _decoded(text, decoders[_may_hold_long_integers(body)])
     except json.JSONDecodeError as error:
         raise ClientFault(
             f"The request body is not valid JSON: {error.msg} at line {error.lineno} "
@@ -77,8 +89,6 @@ def parse_object(body: bytes) -> dict[str, Json]:
         ) from None
     except RecursionError:
         raise _too_deep() from None
-    except ValueError:  # an integer beyond the interpreter's limit on digits
-        raise ClientFault("The request body holds a number with too many digits.") from None
     if not isinstance(value, dict):
         raise ClientFault("The request body must be a JSON object.")
     if outside is not None:
@@ -168,6 +178,14 @@ def _decoded(text: str, decoder: json.JSONDecoder) -> Json:
             return value
     value = decoder.decode(text)
     return value
+
+
+def _may_hold_long_integers(body: bytes) -> bool:
+    """
+    Whether an integer may have more than :data:`MAX_DIGITS`: it would have a digit wherever one of
+    its bytes is looked at. So may what is in a string; the decoder tells.
+    """
+    return _RUN in body[::_STRIDE].translate(_ZEROS)
 
 
 def _marks(text: bytes) -> int:
@@ -291,16 +309,34 @@ def _beyond_double() -> ClientFault:
     return ClientFault("The request body holds a number beyond the range of a double.")
 
 
+def _integer(literal: str) -> int:
+    if len(literal) - literal.startswith("-") > MAX_DIGITS:
+        raise ClientFault(
+            f"The request body holds an integer of more than {MAX_DIGITS} digits; send it as text."
+        )
+    return int(literal)
+
+
 def _constant(literal: str) -> NoReturn:
     raise ClientFault(f"The request body holds {literal}, which is not JSON.")
 
 
-_DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_float=_finite, parse_constant=_constant
+# The second of each pair is for a body that may hold long integers, and looks at every one.
+_STRICT: Final = tuple(
+    json.JSONDecoder(
+        object_pairs_hook=_unique,
+        parse_float=_finite,
+        parse_int=parse_int,
+        parse_constant=_constant,
+    )
+    for parse_int in (None, _integer)
 )
-_QUICK: Final = json.JSONDecoder(parse_constant=_constant)
-"""Calls nothing for an object or a number; :func:`_check_members` makes up for it."""
-_scan: Final[Callable[[str, int], tuple[Json, int]]] = _DECODER.scan_once  # type: ignore[attr-defined]
+_QUICK: Final = tuple(
+    json.JSONDecoder(parse_int=parse_int, parse_constant=_constant)
+    for parse_int in (None, _integer)
+)
+"""Call nothing for an object or a number; :func:`_check_members` makes up for it."""
+_scan: Final[Callable[[str, int], tuple[Json, int]]] = _STRICT[0].scan_once  # type: ignore[attr-defined]
 """
 The value that begins at a place of a text, and where it ends: ``raw_decode`` without the frame of
 Python around it.

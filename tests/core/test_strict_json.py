@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from tests.measured import cpu_of
 
 from bedrock_proxy.errors import ClientFault, Code
-from bedrock_proxy.strict_json import MAX_DEPTH, MAX_MEMBERS, MAX_VALUES, parse_object, without
+from bedrock_proxy.strict_json import (
+    MAX_DEPTH,
+    MAX_DIGITS,
+    MAX_MEMBERS,
+    MAX_VALUES,
+    parse_object,
+    without,
+)
 
 REFUSED = {
     "M46 empty": b"",
@@ -38,7 +45,10 @@ REFUSED = {
     "M54 deep": b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}",
     "M54 very deep": b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "M54 very deep objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
-    "M55 digits": b'{"a": ' + b"9" * 4_301 + b"}",
+    "M55 digits": b'{"a": ' + b"9" * (MAX_DIGITS + 1) + b"}",
+    "M55 digits below 0": b'{"a": [-' + b"1" * (MAX_DIGITS + 1) + b"]}",
+    "M55 as many as Python reads": b'{"a": ' + b"9" * 4_300 + b"}",
+    "M55 more than Python reads": b'{"a": ' + b"9" * 4_301 + b"}",
     "M56 high surrogate": b'{"a": "\\ud800"}',
     "M56 low surrogate": b'{"a": "\\udc00x"}',
     "M56 in a key": b'{"\\uD83D": 1}',
@@ -148,6 +158,33 @@ def test_M61_what_is_counted_is_read_like_what_is_not(
     assert repr(parse_object(many.encode())["value"]) == repr(json.loads(said))
 
 
+DIGITS = "0123456789"
+
+
+@given(
+    st.text("123456789", min_size=1, max_size=1),
+    st.integers(MAX_DIGITS - 2, MAX_DIGITS + 25),
+    st.sampled_from(["", "-"]),
+    st.text(DIGITS + 'x",\\', max_size=400),
+    st.text(" \n", max_size=12),
+    st.sampled_from(["", ".5", "e5", "E-400", "." + "7" * 4_400]),
+    st.booleans(),
+)
+def test_M55_an_integer_has_so_many_digits_and_no_more_wherever_it_is_and_whoever_reads_it(
+    first: str, digits: int, sign: str, text: str, blanks: str, rest: str, many: bool
+) -> None:
+    number = sign + first + "0123456789"[int(first) :] * 100
+    number = number[: digits + len(sign)] + rest
+    more = f', "many": [{MANY}0]' if many else ""
+    body = f'{{"text": {json.dumps(text)},{blanks}"value": [{number}, "{number}"]{more}}}'.encode()
+    if rest or digits <= MAX_DIGITS:
+        assert parse_object(body)["value"] == [json.loads(number), number]
+        return
+    with pytest.raises(ClientFault, match=f"integer of more than {MAX_DIGITS} digits") as caught:
+        parse_object(body)
+    assert (caught.value.code, caught.value.status) == (Code.INVALID_REQUEST, 400)
+
+
 ROWS = ("M50", "M52", "M53", "M54", "M55", "M56")
 
 
@@ -201,6 +238,19 @@ def test_M61_T08_very_many_values_are_refused_in_less_time_than_they_are_read(pi
     body = f'{{"messages": [{piece * (1_500_000 // len(piece))}0]}}'.encode()
     assert _tried(body) is Code.TOO_LARGE
     assert cpu_of(lambda: _tried(body)) < cpu_of(lambda: json.loads(body))
+
+
+@pytest.mark.parametrize("digits", [MAX_DIGITS + 1, 1_000, 4_299, 100_000])
+@pytest.mark.parametrize("before", ["", "0," * 40_000])
+def test_M55_T08_long_integers_are_refused_in_less_time_than_text_is_read(
+    digits: int, before: str
+) -> None:
+    numbers = ",".join(["1" * digits] * (1_500_000 // digits))
+    body = f'{{"messages": [{before}{numbers}]}}'.encode()
+    text = f'{{"messages": [{before}"{numbers}"]}}'.encode()
+    assert _tried(body) is Code.INVALID_REQUEST
+    # The slowest text: every byte of it is looked at before it is read.
+    assert cpu_of(lambda: _tried(body)) < 2 * cpu_of(lambda: _tried(text))
 
 
 @pytest.mark.parametrize(
