@@ -404,6 +404,27 @@ def test_M84_a_request_pipelined_behind_an_answer_is_executed(server: Server) ->
     assert server.calls() == calls + 2
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/usage"])
+@pytest.mark.parametrize("framing", ["content-length: %d", "transfer-encoding: chunked"])
+def test_M84_the_body_of_a_request_that_asks_to_upgrade_is_no_request(
+    server: Server, path: str, framing: str
+) -> None:
+    """uvicorn's faster parser, on its own, would take it for one."""
+    inner = b"GET /healthz HTTP/1.1\r\nhost: evil\r\n\r\n"
+    head = f"GET {path} HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {TOKEN}\r\n"
+    head += "connection: uPgRaDe\r\nUpGrade: h2c\r\n"
+    head += f"{framing % len(inner) if '%' in framing else framing}\r\n\r\n"
+    with connect(server) as wire:
+        wire.sendall(head.encode())
+        time.sleep(0.2)
+        # Of a chunked body the size line, which is no request, is all that a parser refuses.
+        send(wire, inner if "length" in framing else b"%x\r\n%b\r\n0\r\n\r\n" % (len(inner), inner))
+        time.sleep(0.2)
+        with contextlib.suppress(OSError):
+            wire.shutdown(socket.SHUT_WR)
+        assert [answer.status for answer in everything(wire)] == [200]
+
+
 # --- the bound on what is held --------------------------------------------------------------------------
 
 

@@ -31,6 +31,8 @@ ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _OCTETS: Final = Memo[str, bytes](lambda name: name.encode("latin-1"))
 
+_CLOSE: Final = ("connection", "close")
+
 _SENT: Final = object()
 
 _STOPS: Final = "graceful shutdown"
@@ -177,7 +179,10 @@ class Application:
         passage = self._proxy.passage(request, body, self._faces)
         watcher = body.watcher = Watcher(receive, passage, watchers)
         http1 = scope.get("http_version", "1.1").startswith("1")
-        exchange = _Exchange(self, passage, body, send, self._proxy.write_timeout, http1, loop)
+        asks = request.first("upgrade") is not None
+        exchange = _Exchange(
+            self, passage, body, send, self._proxy.write_timeout, http1, asks, loop
+        )
         try:
             if self._holds:
                 await self._hold(exchange, passage, loop)
@@ -243,6 +248,7 @@ class _Exchange:
         send: Send,
         write_timeout: float,
         http1: bool,
+        asks: bool,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._app = app
@@ -253,6 +259,7 @@ class _Exchange:
         self._send = send
         self._write_timeout = write_timeout
         self._http1 = http1
+        self._asks = asks  # to go on in another protocol
         self._writing_since: float | None = None
         self._stuck = False
         self._left: int | None = None  # bytes of a reply of known length still to come
@@ -362,6 +369,10 @@ class _Exchange:
         if not self._http1:
             # RFC 9113, section 8.2.2: HTTP/2 has no such field.
             fields = tuple([field for field in fields if field[0] != "connection"])
+        elif self._asks and not self._body.came:
+            # A server may stop reading such a request at its head (uvicorn's httptools does):
+            # what it takes for the next one may be the body of this one.
+            fields = (*(field for field in fields if field[0] != "connection"), _CLOSE)
         headers = [(_OCTETS[name], value.encode("latin-1")) for name, value in fields]
         await self._send({"type": "http.response.start", "status": said.status, "headers": headers})
 

@@ -57,13 +57,19 @@ def to_request(scope: Scope, base_path: str, request_id: str) -> Request:
 
 
 class Body:
-    """The request's body, read when the flow asks."""
+    """
+    The request's body, read when the flow asks.
+
+    Attributes:
+        came: Whether any of it has come.
+    """
 
     kind: PortKind = "native"
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._started = False
+        self.came = False
         self.watcher: Watcher | None = None
 
     async def receive(self, limit: int, within: float) -> bytes:
@@ -95,6 +101,7 @@ class Body:
                 raise front.too_large(limit)
             pieces.append(piece)
             if not message.get("more_body", False):
+                self.came = size > 0
                 return b"".join(pieces)
 
     def _taken(self) -> None:
@@ -118,4 +125,5 @@ class Body:
         except TimeoutError:
             pass
         finally:
+            self.came = size > 0
             self._taken()
