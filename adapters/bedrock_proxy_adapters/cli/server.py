@@ -67,7 +67,8 @@ def run(proxy: "Proxy", listener: socket.socket) -> None:
     Raises:
         ConfigurationError: uvicorn is not installed.
     """
-    logging.getLogger("bedrock_proxy").addHandler(LinesHandler(lambda: sys.stderr))
+    # All that anything here logs: a handler that waits for its reader stops every request.
+    logging.getLogger().addHandler(LinesHandler(lambda: sys.stderr))
     logging.getLogger("uvicorn.error").addFilter(_worth_saying)
     _allow_files()
     with for_good():
@@ -83,8 +84,10 @@ def run(proxy: "Proxy", listener: socket.socket) -> None:
 
 
 _NOT_WORTH_SAYING: Final = (
-    # That a client asked for another protocol, and which library would speak it: any client can,
-    # before it is known to anyone, and the operator has nothing to do about it.
+    # That a client asked for what cannot be understood or for another protocol, and which library
+    # would speak it: any client can, before it is known to anyone, and the operator has nothing to
+    # do about it.
+    "Invalid HTTP request",
     "Unsupported upgrade",
     "No supported WebSocket",
     # An answer that was broken off is left so, which is what tells its client; the ledger says why.

@@ -7,6 +7,7 @@ connection has ended: a stream would keep it waiting for ever.
 """
 
 import asyncio
+import logging
 import socket
 from collections.abc import Coroutine
 from types import FrameType
@@ -18,6 +19,8 @@ import uvicorn
 from bedrock_proxy_adapters.cli.output import url_of
 from bedrock_proxy_adapters.cli.stalled import Served, Stalled
 from bedrock_proxy_adapters.hosts.asgi import Application
+
+_log = logging.getLogger("bedrock_proxy")
 
 ENDING: Final = 10.0
 """Seconds in which whatever has not finished by itself is told to, and settled."""
@@ -46,6 +49,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                log_config=None,  # its own handler would wait for whoever reads it
                 log_level="warning",
                 access_log=False,
                 server_header=False,
@@ -97,9 +101,10 @@ class Server(uvicorn.Server):
 
     async def _stop(self) -> None:
         if self._app.under_way:
-            click.echo(
-                f"Stopping: up to {self._grace:g} s for {self._app.under_way} request(s) under way.",
-                err=True,
+            _log.warning(
+                "Stopping: up to %g s for %d request(s) under way.",
+                self._grace,
+                self._app.under_way,
             )
         await self._app.shutdown(self._grace, ENDING)
         self.should_exit = True
