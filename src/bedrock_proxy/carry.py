@@ -24,6 +24,9 @@ from bedrock_proxy.effects import (
 from bedrock_proxy.errors import ProxyError
 from bedrock_proxy.ports import (
     END,
+    LOST,
+    Last,
+    Signal,
     UpstreamHead,
     UpstreamReply,
     UpstreamUnreachable,
@@ -48,6 +51,7 @@ def carry(course: Course) -> Flow[None]:
         while True:
             yield b""  # if the client left or we are stopping, do not call
             course.translation = course.upstream = None
+            course.lost = False
             course.read_out = False
             course.held.clear()
             course.held_size = 0
@@ -121,6 +125,7 @@ def _drain(course: Course, reply: UpstreamReply, translation: Translation) -> Fl
     missed = False
     begun: float = yield SECONDS
     now = begun
+    got: UpstreamHead | bytes | Signal
     while translation.fault is None:
         left = course.rules.drain - (now - begun)
         if left <= 0:
@@ -129,20 +134,21 @@ def _drain(course: Course, reply: UpstreamReply, translation: Translation) -> Fl
         within = min(left, course.rules.ping_every, max(0.0, course.renew_at - now))
         try:
             if course.upstream is None:
-                head = yield from ask(Begin(reply, within))
-                if isinstance(head, UpstreamHead):
-                    course.upstream = head
-                    if head.status >= 300:
+                got = yield from ask(Begin(reply, within))
+                if isinstance(got, UpstreamHead):
+                    course.upstream = got
+                    if got.status >= 300:
                         return True
-                    translation.begin(head)
+                    translation.begin(got)
             else:
                 got = yield from ask(Read(reply, within))
                 if isinstance(got, bytes):
                     missed |= bool(translation.feed(got))
-                elif got is END:
+                if type(got) is Last:
                     translation.finish()
                     return missed
-        except UpstreamUnreachable:
+        except UpstreamUnreachable as failure:
+            course.lost = failure.trouble in LOST
             return True
         try:
             yield b""
@@ -151,5 +157,8 @@ def _drain(course: Course, reply: UpstreamReply, translation: Translation) -> Fl
                 return True
         except Ending:
             return True  # the server is stopping, or the host's time is up
+        if got is END:  # and not because we closed it: that would have been heard just now
+            translation.finish()
+            return missed
         now = yield SECONDS
     return True

@@ -3,6 +3,7 @@ What one admitted request remembers, from its lease to its ledger row.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 from attrs import define, field
 
@@ -10,11 +11,13 @@ from bedrock_proxy import limits
 from bedrock_proxy.admission import Lease, LimitState
 from bedrock_proxy.customers import Key
 from bedrock_proxy.dialects.dialect import Call, Translation
-from bedrock_proxy.errors import ProxyError
+from bedrock_proxy.errors import Code, ProxyError
 from bedrock_proxy.http import Headers, Request
 from bedrock_proxy.ports import Instant, UpstreamHead
 from bedrock_proxy.rules import Rules
 from bedrock_proxy.usage import NOTHING_SAID, Basis, Outcome, State, Usage, UsageRecord
+
+_ENDED_BY_US: Final = frozenset({Outcome.CLIENT_GONE, Outcome.TIMEOUT, Outcome.SHUTDOWN})
 
 
 @define
@@ -29,6 +32,7 @@ class Course:
         head_said: Whether the reply's status is out.
         first_byte: When it was, in seconds (monotonic).
         upstream: Bedrock's head, of the last call.
+        lost: Whether the last call was not sent, or lost its connection.
         translation: The answer, of the last call.
         outcome, error_code: How it ended; the first reason counts.
         quiet_since: Since when nothing was said; None right after something was.
@@ -51,6 +55,7 @@ class Course:
     head_said: bool = False
     first_byte: float | None = None
     upstream: UpstreamHead | None = None
+    lost: bool = False
     translation: Translation | None = None
     outcome: Outcome = Outcome.OK
     error_code: str | None = None
@@ -122,10 +127,19 @@ class Course:
         refused = translation.fault is not None or (
             self.upstream is not None and self.upstream.status >= 300
         )
-        stopped_by_us = self.outcome in {Outcome.CLIENT_GONE, Outcome.TIMEOUT, Outcome.SHUTDOWN}
-        if not translation.heard and (refused or not stopped_by_us):
+        ended_by_us = self.outcome in _ENDED_BY_US or self.error_code == Code.INTERNAL
+        if not translation.heard and (refused or self.lost or not ended_by_us):
             # Bedrock said no, or nothing at all: nothing was spent.
             return NOTHING_SAID, Basis.REPORTED
+        if (
+            ended_by_us
+            and not (refused or self.lost or self.call.stream)
+            and self.call.counts_tokens
+            and usage.output_tokens is None
+        ):
+            # Bedrock brings such a call to its end, and bills it, whoever has left; how long the
+            # answer was stands at its end only. What was reserved is what it can have been.
+            return usage.completed(self.call.estimate), Basis.ESTIMATED
         seen = max(usage.output_tokens or 0, translation.seen_output_tokens)
         counted = usage.completed(self._guess(translation)).updated(Usage(output_tokens=seen))
         return counted, Basis.PARTIAL

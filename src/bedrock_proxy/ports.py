@@ -308,6 +308,12 @@ class Trouble(StrEnum):
     """We closed it."""
 
 
+LOST: Final = frozenset(
+    {Trouble.UNREACHABLE, Trouble.BROKEN, Trouble.CREDENTIALS, Trouble.REJECTED}
+)
+"""Troubles that end a call without us: it was not sent, or Bedrock's side broke it off."""
+
+
 class Loggable(str):
     """
     Words that a log may hold: what errors and hosts are called, and nothing that a request, a

@@ -28,6 +28,7 @@ from bedrock_proxy.errors import ClientFault, Code, ProxyError, StoreUnavailable
 from bedrock_proxy.http import Head, Headers
 from bedrock_proxy.ports import (
     END,
+    LOST,
     SILENCE,
     Last,
     Signal,
@@ -223,6 +224,7 @@ def _finished(course: Course, translation: Translation) -> bytes:
 
 
 def _unreachable(course: Course, failure: UpstreamUnreachable) -> Flow[None]:
+    course.lost = failure.trouble in LOST
     yield b""  # if we closed it ourselves, this is where the flow hears why
     error = faults.from_trouble(failure.trouble, failure.detail)
     if failure.trouble is Trouble.TIMEOUT:

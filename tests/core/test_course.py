@@ -171,7 +171,7 @@ def test_S01_a_plain_call_whose_client_left_is_billed_for_what_it_used(cuts: boo
     world.answers([lambda: conversation.interrupts.post(Gone(cuts=cuts)), 16.0, answer])
     conversation.run()
     assert world.row.outcome == Outcome.CLIENT_GONE
-    assert Basis.REPORTED if not cuts else world.row.basis == Basis.PARTIAL
+    assert (Basis.ESTIMATED if cuts else Basis.REPORTED) == world.row.basis
     assert conversation.head is None
 
 
