@@ -36,12 +36,49 @@ _BLOCK_TYPES: Final = frozenset(
     {"image", "document", "image_url", "input_image", "file", "video", "audio", "input_audio"}
 )
 _WRAPPERS: Final = frozenset({"image", "document", "video", "audio"})
-_BINARY: Final = frozenset({"data", "bytes", "file_data", "b64_json", "base64String"})
-_OPAQUE: Final = frozenset({"signature", "redactedContent"})
-"""Members that hold base64 beside the text of a reasoning block."""
-_APART: Final = _OPAQUE.union(_WRAPPERS)
+_PLACES: Final = frozenset(
+    {
+        *("messages", "system", "content", "toolResult", "guardContent"),
+        *("inputs", "singleEmbeddingParams"),  # Cohere Embed, Nova embeddings
+        *("inferenceConfig", "textGenerationConfig", "guardrailConfig", "cachePoint", "thinking"),
+    }
+)
+"""
+Members whose inside the APIs define: there they take blocks, and names are their own. What is under
+any other name (a tool's input, a result's JSON, a schema) is the client's, and the model reads all
+of it, whatever it looks like.
+"""
+_API_NAMES: Final = 256
+"""Bytes of the names of an object that an API defines, at most."""
+_HOLDERS: Final = frozenset({"source", "image_url", "input_audio", "file"})
+"""Objects of a block that hold its medium."""
+_BASE64: Final = frozenset({"data", "bytes"})
+_DATA_URLS: Final = frozenset({"url", "image_url", "file_data", *_WRAPPERS})
+_OPAQUE: Final = {"thinking": "signature", "redacted_thinking": "data"}
+"""Blocks of Claude's with a member that only Claude can read (Anthropic, "Extended thinking")."""
+_REASONING: Final = "reasoningContent"
+"""The same of a Converse body."""
+_APART_TYPES: Final = _BLOCK_TYPES.union(_OPAQUE)
+_APART: Final = _WRAPPERS.union((_REASONING,))
+_BINARY_FORMATS: Final = frozenset({"pdf", "doc", "docx", "xls", "xlsx"})
+"""The formats of a ``DocumentBlock`` that are not text."""
+_BINARY_BEGINS: Final = ("JVBERi", "UEsDB", "0M8R4")
+"""How PDF, ZIP (docx, xlsx) and OLE files (doc, xls) begin, in base64."""
+_BINARY_URLS: Final = tuple(
+    f"data:{media}"
+    for media in ("image/", "audio/", "video/", "application/pdf", "application/vnd.")
+)
+_TEXT_URLS: Final = ("data:image/svg",)
 _CONTAINERS: Final = (dict, list)
 _NUMBERS: Final = (int, float)
+_VALUE_BYTES: Final = 2
+"""
+Counted for each value beside its own: quotation marks, colon and comma, ``null``, brackets that
+hold nothing.
+"""
+_DOUBLE_BYTES: Final = 8
+"""Counted for a number that is no integer. It can have 24 digits, and has two or three."""
+_BITS_A_DIGIT: Final = 3
 _IMAGE_LISTS: Final = frozenset({"images", "inputImage"})
 """Top-level members that hold bare base64 images (Llama, Cohere Embed; Titan Embed)."""
 _TEXT_MEMBERS: Final = frozenset(
@@ -53,8 +90,11 @@ def estimate(family: Family, body: Json) -> Usage:
     """
     The tokens to reserve for a request body of *family*.
 
-    Input is ⌈UTF-8 bytes of text strings ÷ 3⌉ + 1,600 for each image or document block,
-    base64 never counted as text; output is the largest maximum that the body states, else the
+    Input is ⌈UTF-8 bytes ÷ 3⌉ + 1,600 for each image or document block. What counts are strings
+    and, in all that is the client's own (schemas, a tool's input, a result's JSON), the names of
+    members, numbers, and a little for each value. Left out is only what the API takes as base64 at
+    that very place: media, signatures, redacted thinking. A text that is sent as the bytes of a
+    document counts decoded. Output is the largest maximum that the body states, else the
     family's default, times the generations it asks for. What a family does not reserve is 0,
     and so is everything for an unknown model whose body holds no text to complete. Neither is
     more than :data:`MAX_RESERVED`.
@@ -125,65 +165,195 @@ def _number(value: Json) -> int | None:
 
 
 def _weigh(body: Json) -> tuple[int, int]:
-    """The bytes of text and the number of blocks. A loop, for bodies may be deep and large."""
+    """The bytes that are read and the number of blocks. Loops, for bodies may be deep and large."""
     size = 0
     blocks = 0
-    rest: list[Json] = []
-    within: list[Json] = []  # what is in a block, by its type or its wrapper
-    if isinstance(body, dict) and not _IMAGE_LISTS.isdisjoint(body) and (images := _images(body)):
-        blocks = images
+    api: list[Json] = []  # where the API takes blocks
+    own: list[Json] = []  # what is the client's own
+    if isinstance(body, dict) and not _IMAGE_LISTS.isdisjoint(body):
+        blocks = _images(body, own)
         body = {key: value for key, value in body.items() if key not in _IMAGE_LISTS}
-    rest.append(body if isinstance(body, _CONTAINERS) else [body])
-    while rest or within:
-        in_block = not rest
-        node = within.pop() if in_block else rest.pop()
+    api.append(body if isinstance(body, _CONTAINERS) else [body])
+    while api:
+        node = api.pop()
+        if isinstance(node, dict):
+            names = "".join(node)
+            if len(names) > _API_NAMES:
+                size += _utf8(names)
+            kind = node.get("type")
+            if (isinstance(kind, str) and kind in _APART_TYPES) or not _APART.isdisjoint(node):
+                more, found = _block(node, kind, api, own)
+                size += more
+                blocks += found
+                continue
+            for key, value in node.items():
+                if isinstance(value, str):
+                    size += len(value) if value.isascii() else _utf8(value)
+                elif value and isinstance(value, _CONTAINERS):
+                    (api if key in _PLACES else own).append(value)
+                elif isinstance(value, int) and value > MAX_RESERVED:
+                    size += _digits(value)  # a setting is small
+        else:
+            for value in cast("list[Json]", node):
+                if isinstance(value, str):
+                    size += len(value) if value.isascii() else _utf8(value)
+                elif value:
+                    size += _one(value, api)
+    while own:
+        node = own.pop()
+        size += _VALUE_BYTES * len(cast("list[Json]", node))
         values: Iterable[Json]
         if isinstance(node, dict):
-            kind = node.get("type")
-            if isinstance(kind, str) and kind in _BLOCK_TYPES:
-                blocks += 1
-                in_block = True
-            if in_block or kind == "redacted_thinking" or not _APART.isdisjoint(node):
-                binary = (in_block and kind != "text") or kind == "redacted_thinking"
-                inner = within if in_block else rest
-                for key, value in node.items():
-                    if isinstance(value, str):
-                        if key in _WRAPPERS or not _is_base64(key, value, binary):
-                            size += len(value) if value.isascii() else _utf8(value)
-                    elif value and isinstance(value, _CONTAINERS):
-                        if key in _WRAPPERS and isinstance(value, dict) and "source" in value:
-                            blocks += 1
-                            within.append(value)
-                        else:
-                            inner.append(value)
-                continue
+            names = "".join(node)
+            size += len(names) if names.isascii() else _utf8(names)
             values = node.values()
         else:
             values = cast("list[Json]", node)
-        inner = within if in_block else rest
         for value in values:
             if isinstance(value, str):
                 size += len(value) if value.isascii() else _utf8(value)
-            elif value and isinstance(value, _CONTAINERS):
-                inner.append(value)
+            elif value:  # what is empty has been counted as a value
+                if isinstance(value, _CONTAINERS):
+                    own.append(value)
+                elif isinstance(value, float):
+                    size += _DOUBLE_BYTES
+                else:
+                    size += value.bit_length() // _BITS_A_DIGIT
     return size, blocks
 
 
-def _images(body: dict[str, Json]) -> int:
-    """How many bare images a body holds at its top."""
+def _block(node: dict[str, Json], kind: Json, api: list[Json], own: list[Json]) -> tuple[int, int]:
+    """
+    The bytes that are read of an object with something in it that is not read as it is, but for
+    its names; and how many blocks it is.
+    """
+    medium = isinstance(kind, str) and kind in _BLOCK_TYPES
+    opaque = _OPAQUE.get(kind) if isinstance(kind, str) else None
+    size = 0
+    blocks = int(medium)
+    for key, value in node.items():
+        if isinstance(value, str) and (key == opaque or (medium and key in _DATA_URLS)):
+            size += 0 if key == opaque else _data_url(value)
+        elif isinstance(value, dict) and key in _WRAPPERS and "source" in value:
+            blocks += 1
+            size += _wrapped(value, api, own, is_document=key == "document")
+        elif isinstance(value, dict) and medium and key in _HOLDERS:
+            media = value.get("media_type")
+            decoded = value.get("type", "base64") == "base64"
+            is_text = not decoded or (isinstance(media, str) and media.startswith("text/"))
+            size += _held(value, api, own, is_text=is_text, decoded=decoded)
+        elif isinstance(value, dict) and key == _REASONING:
+            size += _reasoning(value, own)
+        else:
+            size += _one(value, api if key in _PLACES else own)
+    return size, blocks
+
+
+def _wrapped(node: dict[str, Json], api: list[Json], own: list[Json], *, is_document: bool) -> int:
+    """What is read of an ``ImageBlock``, ``DocumentBlock``, ``VideoBlock`` or ``AudioBlock``."""
+    size = _names(node)
+    for key, value in node.items():
+        if key != "source" or not isinstance(value, dict):
+            size += _one(value, own)
+            continue
+        is_text = is_document
+        if is_document:
+            data = value.get("bytes")
+            known = node.get("format")
+            if known is None:
+                is_text = not (isinstance(data, str) and data.startswith(_BINARY_BEGINS))
+            else:
+                is_text = not (isinstance(known, str) and known in _BINARY_FORMATS)
+        size += _held(value, api, own, is_text=is_text, decoded=True)
+    return size
+
+
+def _held(
+    node: dict[str, Json], api: list[Json], own: list[Json], *, is_text: bool, decoded: bool
+) -> int:
+    """
+    What is read of the object that holds a medium.
+
+    Args:
+        is_text: Whether what stands for the medium is read as text.
+        decoded: Whether it is base64 then, too.
+    """
+    size = _names(node)
+    for key, value in node.items():
+        if isinstance(value, str) and key in _BASE64:
+            if is_text:
+                size += _decoded(value) if decoded else _utf8(value)
+        elif isinstance(value, str) and key in _DATA_URLS:
+            size += _data_url(value)
+        else:
+            size += _one(value, api if key in _PLACES else own)
+    return size
+
+
+def _reasoning(node: dict[str, Json], own: list[Json]) -> int:
+    """What is read of a ``ReasoningContentBlock``."""
+    size = _names(node)
+    for key, value in node.items():
+        if key == "reasoningText" and isinstance(value, dict):
+            size += _names(value)
+            for name, part in value.items():
+                size += 0 if name == "signature" and isinstance(part, str) else _one(part, own)
+        elif key != "redactedContent" or not isinstance(value, str):
+            size += _one(value, own)
+    return size
+
+
+def _one(value: Json, rest: list[Json]) -> int:
+    """The bytes of one value; what is more than one goes to *rest*."""
+    if isinstance(value, str):
+        return _utf8(value)
+    if isinstance(value, _CONTAINERS):
+        rest.append(value)
+        return 0
+    return _digits(value)
+
+
+def _names(node: dict[str, Json]) -> int:
+    """The bytes of the names of an object that an API defines."""
+    names = "".join(node)
+    return _utf8(names) if len(names) > _API_NAMES else 0
+
+
+def _digits(value: Json) -> int:
+    """About as many bytes as a number has; what is no number has none of its own."""
+    if isinstance(value, int):
+        return value.bit_length() // _BITS_A_DIGIT
+    return _DOUBLE_BYTES if isinstance(value, float) else 0
+
+
+def _data_url(value: str) -> int:
+    """What is read of a URL: nothing of a medium's base64 (RFC 2397)."""
+    head, mark, _ = value[:128].lower().partition(";base64,")
+    if not mark or not head.startswith("data:"):
+        return _utf8(value)
+    if head.startswith(_BINARY_URLS) and not head.startswith(_TEXT_URLS):
+        return 0
+    return _decoded(value)
+
+
+def _decoded(value: str) -> int:
+    """The bytes that are in base64."""
+    return len(value) * 3 // 4 if value.isascii() else _utf8(value)
+
+
+def _images(body: dict[str, Json], own: list[Json]) -> int:
+    """How many bare images a body holds at its top; what cannot be one goes to *own*."""
     found = 0
     for name in _IMAGE_LISTS:
         images = body.get(name)
-        if isinstance(images, str | list):
-            found += len(images) if isinstance(images, list) else 1
+        if isinstance(images, list):
+            found += len(images)
+            own += [image for image in images if isinstance(image, _CONTAINERS)]
+        elif isinstance(images, str):
+            found += 1
+        elif isinstance(images, dict):
+            own.append(images)
     return found
-
-
-def _is_base64(key: str, value: str, binary: bool) -> bool:
-    """Whether a string is base64, by its name and by the block it is in."""
-    if key in _OPAQUE:
-        return True
-    return binary and (key in _BINARY or value.startswith("data:"))
 
 
 def _utf8(text: str) -> int:
