@@ -17,7 +17,6 @@ import importlib
 import json
 import logging
 import os
-import signal
 import sys
 import threading
 import time
@@ -42,6 +41,7 @@ from bedrock_proxy_adapters.hosts.runtime_api import (
     Stopped,
 )
 from bedrock_proxy_adapters.hosts.settlement import settling_within
+from bedrock_proxy_adapters.hosts.sigterm import on_sigterm
 from bedrock_proxy_adapters.loading import for_good
 from bedrock_proxy_adapters.proxy import Passage, Proxy, new_request_id
 
@@ -49,8 +49,20 @@ DEFAULT_HANDLER: Final = "bedrock_proxy_adapters.config.proxy_from_env"
 _MODULE: Final = "bedrock_proxy_adapters.hosts.lambda_runtime"
 MODE_VARIABLE: Final = "BEDROCK_PROXY_LAMBDA_MODE"
 
-STOP_GRACE: Final = 2.0
-"""Lambda kills a function two seconds after it was told to stop (AWS, "Runtime shutdown")."""
+STOP_GRACE: Final = 0.3
+"""
+Seconds from SIGTERM until Lambda may kill the process. Of the two seconds for a shutdown it keeps
+300 ms for the runtime where there are external extensions, 500 ms where there are only internal
+ones; without any it sends no SIGTERM at all (aws-samples/graceful-shutdown-with-aws-lambda; AWS,
+Lambda developer guide, "Understanding the Lambda execution environment lifecycle").
+
+The row, or the line that stands for it, comes within that: a write takes :data:`STOP_WRITE` of it at
+most, the store :data:`~bedrock_proxy_adapters.hosts.settlement.STOP_WAIT`. What only tells
+Lambda comes after.
+"""
+
+STOP_WRITE: Final = 0.05
+"""Seconds that a write of the answer may take once the function was told to stop."""
 
 _TRIES: Final = 5
 _PAUSE: Final = 0.1
@@ -74,12 +86,8 @@ def serve(proxy: Proxy, *, address: str | None = None, buffered: bool = False) -
         RuntimeApiError: The Runtime API cannot be reached any more, or failed.
     """
     runtime = Runtime(proxy, _address(address), buffered=buffered, concurrency=_concurrency())
-    if threading.current_thread() is threading.main_thread():
-        # A signal handler would run amid the locks of the thread that it interrupts: a thread
-        # that waits for the signal may take any.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_wait_for_sigterm, args=(runtime,), daemon=True).start()
-    runtime.run()
+    with on_sigterm(runtime.stop):
+        runtime.run()
 
 
 class Runtime:
@@ -127,7 +135,11 @@ class Runtime:
         """End what is under way with one terminal error each, settle it, and end the loops."""
         for loop in self._loops:
             loop.api.stop()
-        self._proxy.shutdown(deadline=0.0, grace=grace)
+        if self._proxy.shutdown(deadline=0.0, grace=min(STOP_WRITE, grace)):
+            # A write that began before, and that nobody takes, must not hold up the row.
+            for loop in self._loops:
+                loop.api.cut()
+            self._proxy.shutdown(deadline=0.0, grace=max(0.0, grace - STOP_WRITE))
 
     def _run(self, loop: "_Loop") -> None:
         try:
@@ -327,7 +339,7 @@ class _Writing:
             return self._status
         try:
             self._answer.end(fault, self._within())
-            return self._answer.taken(self._within())
+            return self._answer.taken(self._patient())
         except OSError as error:
             self._lose(error)
         except RuntimeApiError as error:
@@ -336,6 +348,9 @@ class _Writing:
         return self._status
 
     def _within(self) -> float:
+        return STOP_WRITE if self._api.stopped else self._patient()
+
+    def _patient(self) -> float:
         if self._until is None:
             return self._write_timeout
         return max(_LEAST_WRITE, min(self._write_timeout, self._until - time.monotonic()))
@@ -485,11 +500,6 @@ def _log_to_lambda() -> None:
     usage.propagate = False
     usage.addHandler(logging.StreamHandler(sys.stdout))
     logging.getLogger("bedrock_proxy").addHandler(logging.StreamHandler(sys.stderr))
-
-
-def _wait_for_sigterm(runtime: Runtime) -> None:
-    signal.sigwait({signal.SIGTERM})
-    runtime.stop()
 
 
 if __name__ == "__main__":

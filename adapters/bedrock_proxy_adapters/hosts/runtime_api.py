@@ -103,10 +103,14 @@ class Invocation:
 class RuntimeApi:
     """
     One connection to the Runtime API, kept open between invocations. For one loop; only
-    :meth:`stop` may be called from elsewhere.
+    :meth:`stop` and :meth:`cut` may be called from elsewhere.
 
     Args:
         address: ``host:port``, the variable ``AWS_LAMBDA_RUNTIME_API``.
+
+    Attributes:
+        stopped: Whether it was told to stop.
+        writing: Whether a piece of an answer is being written.
     """
 
     def __init__(self, address: str) -> None:
@@ -114,7 +118,8 @@ class RuntimeApi:
         self._connection = http.client.HTTPConnection(address)
         self._lock = threading.Lock()
         self._waiting = False
-        self._stopped = False
+        self.stopped = False
+        self.writing = False
 
     def next(self, body_within: float) -> Invocation:
         """
@@ -132,7 +137,7 @@ class RuntimeApi:
         try:
             _connected(connection, _ANSWER_WITHIN).settimeout(None)
             with self._lock:
-                if self._stopped:
+                if self.stopped:
                     raise Stopped
                 self._waiting = True
             connection.request("GET", f"{_PATH}/invocation/next")
@@ -149,7 +154,7 @@ class RuntimeApi:
                 raise EventLate(invocation) from None
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            if self._stopped:
+            if self.stopped:
                 raise Stopped from None
             raise RuntimeApiError(
                 f"the next event did not come ({type(error).__name__})"
@@ -173,7 +178,7 @@ class RuntimeApi:
         Raises:
             OSError: It could not be written within *within* seconds.
         """
-        answer = Answer(self._connection, invocation)
+        answer = Answer(self, self._connection, invocation)
         answer.write(prelude(head) + _NULS, within)
         return answer
 
@@ -202,13 +207,22 @@ class RuntimeApi:
     def stop(self) -> None:
         """End the wait for the next event, now or when it begins."""
         with self._lock:
-            self._stopped = True
+            self.stopped = True
             sock = self._connection.sock if self._waiting else None
             if sock is not None:
                 try:
                     sock.shutdown(socket.SHUT_RDWR)
                 except OSError:
                     return  # it has ended by itself
+
+    def cut(self) -> None:
+        """End the write of an answer that is under way."""
+        sock = self._connection.sock
+        if self.writing and sock is not None:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                return  # it has ended by itself
 
     def close(self) -> None:
         """Close the connection; the next call makes another."""
@@ -234,7 +248,10 @@ class Answer:
     Every write is one chunk and one ``sendall``. After an ``OSError`` it is lost.
     """
 
-    def __init__(self, connection: http.client.HTTPConnection, invocation: Invocation) -> None:
+    def __init__(
+        self, api: RuntimeApi, connection: http.client.HTTPConnection, invocation: Invocation
+    ) -> None:
+        self._api = api
         self._connection = connection
         self._begun = False
         self._ended = False
@@ -317,7 +334,11 @@ class Answer:
         if sock is None:
             raise ConnectionError("the connection is closed")
         sock.settimeout(within)
-        sock.sendall(data)
+        self._api.writing = True
+        try:
+            sock.sendall(data)
+        finally:
+            self._api.writing = False
 
 
 def _connected(connection: http.client.HTTPConnection, within: float) -> socket.socket:

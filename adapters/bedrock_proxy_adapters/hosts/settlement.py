@@ -26,11 +26,15 @@ PAUSE: Final = 0.2
 LAST_WORDS: Final = 1.0
 """Seconds kept for the log line at the end of an invocation; a quarter of a shorter one."""
 
-STOP_WAIT: Final = 1.0
-"""Seconds a settlement may take once the function was told to stop: it is killed after two."""
+STOP_WAIT: Final = 0.15
+"""
+Seconds a settlement may take once the function was told to stop: it may be killed after 0.3
+(:data:`~bedrock_proxy_adapters.hosts.lambda_runtime.STOP_GRACE`). A store that is well takes a
+fraction of it.
+"""
 
 _LEAST: Final = 0.1
-_LOOK: Final = 0.1
+_LOOK: Final = 0.05
 
 
 def settling_within(proxy: Proxy, faces: Faces, left: float | None) -> Faces:
