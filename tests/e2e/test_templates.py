@@ -13,6 +13,7 @@ import pytest
 from cfnlint.decode.cfn_yaml import load
 from tests.running import ROOT
 
+from bedrock_proxy.ports import Operation
 from bedrock_proxy_adapters.config import Settings
 from bedrock_proxy_adapters.hosts.lambda_runtime import DEFAULT_HANDLER
 from bedrock_proxy_adapters.unsettled import UNSETTLED
@@ -85,6 +86,29 @@ def test_a_function_may_call_the_named_models_and_use_the_one_table(path: Path) 
         "dynamodb": {"Fn::GetAtt": ["Table", "Arn"]},
         "logs": {"Fn::GetAtt": ["Logs", "Arn"]},
     }
+
+
+RIGHTS = {
+    Operation.INVOKE: "bedrock:InvokeModel",
+    Operation.INVOKE_STREAM: "bedrock:InvokeModelWithResponseStream",
+    Operation.CONVERSE: "bedrock:InvokeModel",
+    Operation.CONVERSE_STREAM: "bedrock:InvokeModelWithResponseStream",
+    Operation.COUNT_TOKENS: "bedrock:CountTokens",
+}
+"""AWS, Service Authorization Reference, "Actions, resources, and condition keys for Amazon Bedrock"."""
+
+
+@pytest.mark.parametrize("path", FUNCTIONS, ids=name_of)
+def test_a_function_may_do_with_a_model_whatever_the_proxy_does(path: Path) -> None:
+    # A guardrail is no model: whoever has one grants the right to it.
+    assert set(RIGHTS) == set(Operation) - {Operation.APPLY_GUARDRAIL}
+    granted = {action for one in statements(path) for action in one["Action"]}
+    assert {each for each in granted if each.startswith("bedrock:")} == set(RIGHTS.values())
+
+
+def test_the_page_of_the_buffered_function_names_every_right() -> None:
+    page = (EXAMPLES / "lambda-buffered" / "README.md").read_text()
+    assert all(f"`{right}`" in page for right in RIGHTS.values())
 
 
 @pytest.mark.parametrize("path", FUNCTIONS, ids=name_of)
