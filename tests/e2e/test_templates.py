@@ -144,3 +144,25 @@ def test_a_deployment_keeps_its_table_bounds_its_logs_and_raises_alarms(path: Pa
 def test_the_alarm_for_lost_rows_looks_for_the_words_that_are_logged(name: str) -> None:
     template = EXAMPLES / f"lambda-{name}" / "template.yaml"
     assert f"""FilterPattern: '"{UNSETTLED.rstrip(": ")}"'""" in template.read_text()
+
+
+def test_every_mode_of_a_rest_api_has_a_deployment_of_its_own() -> None:
+    """A REST deployment is a snapshot: under the same name CloudFormation makes no new one."""
+    template = load(str(EXAMPLES / "lambda-api-gateway" / "template.yaml"))
+    parts, conditions = template["Resources"], template["Conditions"]
+    deployments = {
+        name: one for name, one in parts.items() if one["Type"] == "AWS::ApiGateway::Deployment"
+    }
+    methods = {name for name, one in parts.items() if one["Type"] == "AWS::ApiGateway::Method"}
+    assert all(set(one["DependsOn"]) == methods for one in deployments.values())
+    modes = {name: conditions[one["Condition"]]["Fn::Equals"] for name, one in deployments.items()}
+    assert [{"Ref": "Front"}, "rest-streaming"] in modes.values()
+    assert [{"Ref": "Front"}, "rest"] in modes.values()
+    condition, then, otherwise = parts["RestStage"]["Properties"]["DeploymentId"]["Fn::If"]
+    assert modes[then["Ref"]] == conditions[condition]["Fn::Equals"]
+    assert modes[otherwise["Ref"]] == [{"Ref": "Front"}, "rest"]
+    # What a method says depends on nothing else that a parameter chooses.
+    for name in methods:
+        chosen = str(parts[name]["Properties"]["Integration"]).count("Fn::If")
+        by_mode = str(parts[name]["Properties"]["Integration"]).count("{'Fn::If': ['Streams'")
+        assert chosen == by_mode > 0
