@@ -3,9 +3,12 @@ The deployment templates in ``examples``: cfn-lint finds nothing in them, they g
 than is named, and what they set exists.
 """
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from tests.running import ROOT
 from bedrock_proxy.ports import Operation
 from bedrock_proxy_adapters.config import Settings
 from bedrock_proxy_adapters.hosts.lambda_runtime import DEFAULT_HANDLER
+from bedrock_proxy_adapters.hosts.lambda_runtime import __name__ as PROGRAM
 from bedrock_proxy_adapters.unsettled import UNSETTLED
 
 EXAMPLES = ROOT / "examples"
@@ -166,3 +170,58 @@ def test_every_mode_of_a_rest_api_has_a_deployment_of_its_own() -> None:
         chosen = str(parts[name]["Properties"]["Integration"]).count("Fn::If")
         by_mode = str(parts[name]["Properties"]["Integration"]).count("{'Fn::If': ['Streams'")
         assert chosen == by_mode > 0
+
+
+@pytest.mark.parametrize("path", FUNCTIONS, ids=name_of)
+def test_concurrency_is_reserved_only_where_that_is_asked_for(path: Path) -> None:
+    template = load(str(path))
+    assert template["Parameters"]["Concurrency"]["Default"] == 0
+    assert template["Conditions"]["Reserves"] == {
+        "Fn::Not": [{"Fn::Equals": [{"Ref": "Concurrency"}, 0]}]
+    }
+    (function,) = resources(path, "AWS::Serverless::Function")
+    assert function["ReservedConcurrentExecutions"] == {
+        "Fn::If": ["Reserves", {"Ref": "Concurrency"}, {"Ref": "AWS::NoValue"}]
+    }
+
+
+DOCKERFILE = EXAMPLES / "lambda-container" / "Dockerfile"
+
+
+def instructions(name: str) -> list[str]:
+    lines = DOCKERFILE.read_text().splitlines()
+    return [line.removeprefix(name).strip() for line in lines if line.startswith(f"{name} ")]
+
+
+def test_the_image_is_made_of_the_package_alone_and_that_is_enough(tmp_path: Path) -> None:
+    """As `docker build` does it, without an engine: what is copied makes the wheel."""
+    copied: set[str] = set()
+    for copy in instructions("COPY"):
+        *sources, target = copy.split()
+        assert target.startswith("/tmp/source/")
+        copied.update(sources)
+        folder = tmp_path / target.lstrip("/")
+        for source in sources:
+            if (ROOT / source).is_dir():
+                skipped = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / source, folder, ignore=skipped)
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / source, folder)
+    assert copied == {"pyproject.toml", "README.md", "LICENSE", "src", "adapters"}
+    made = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
+    subprocess.run(
+        [*made, str(tmp_path / "tmp" / "source")], check=True, capture_output=True, timeout=300
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for package in ("src/bedrock_proxy", "adapters/bedrock_proxy_adapters"):
+        base = (ROOT / package).parent
+        assert {str(each.relative_to(base)) for each in (ROOT / package).rglob("*.py")} <= names
+
+
+def test_the_image_finds_modules_of_the_users_own_where_the_guide_puts_them() -> None:
+    guide = (ROOT / "docs" / "how-to" / "deploy-as-a-lambda-container.md").read_text()
+    assert instructions("WORKDIR") == ["/var/task"]
+    assert "COPY app.py /var/task/" in guide
+    assert json.loads(instructions("ENTRYPOINT")[0]) == ["python", "-m", PROGRAM]
