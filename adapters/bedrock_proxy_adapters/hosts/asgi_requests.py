@@ -11,7 +11,7 @@ from bedrock_proxy.http import Request
 from bedrock_proxy.memo import Memo
 from bedrock_proxy.ports import PortKind
 from bedrock_proxy_adapters.hosts.direct import Resumed
-from bedrock_proxy_adapters.hosts.paths import below
+from bedrock_proxy_adapters.hosts.paths import below, below_encoded
 from bedrock_proxy_adapters.hosts.watching import Watcher
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -30,10 +30,13 @@ _DISCARDED = 256 * 1024
 def to_request(scope: Scope, base_path: str, request_id: str) -> Request:
     """The scope as the core sees it."""
     raw: bytes | None = scope.get("raw_path")
+    mounted: str = scope.get("root_path", "")
     if raw:
         path, decoded = raw.decode("latin-1").partition("?")[0], False
+        if mounted or base_path:
+            path = below_encoded(path, mounted, base_path)
     else:
-        path, decoded = scope["path"], True
+        path, decoded = below(scope["path"], mounted, base_path), True
     headers = tuple(
         [
             (
@@ -49,7 +52,7 @@ def to_request(scope: Scope, base_path: str, request_id: str) -> Request:
     return Request(
         request_id,
         scope["method"].upper(),
-        below(path, scope.get("root_path", ""), base_path),
+        path,
         headers,
         scope.get("query_string", b"").decode("latin-1"),
         decoded,

@@ -25,7 +25,7 @@ from bedrock_proxy import front
 from bedrock_proxy.errors import ClientFault
 from bedrock_proxy.http import Head, Headers, Request
 from bedrock_proxy.ports import PortKind
-from bedrock_proxy_adapters.hosts.paths import below
+from bedrock_proxy_adapters.hosts.paths import below, below_encoded
 
 _NOT_SAID: Final = frozenset({"connection", "content-length", "keep-alive", "transfer-encoding"})
 """The front frames the reply itself."""
@@ -147,7 +147,8 @@ def read_event(
     http = _map(context.get("http"))
     path = _text(fields.get("rawPath") if modern else fields.get("path"))
     stage = _text(context.get("stage"))
-    if shape in {Shape.HTTP_V1, Shape.HTTP_V2} and stage not in {"", "$default"}:
+    decoded = shape in {Shape.HTTP_V1, Shape.HTTP_V2}
+    if decoded and stage not in {"", "$default"}:
         path = below(path, f"/{stage}")
     lists = isinstance(fields.get("multiValueHeaders"), Mapping)
     headers = list(_headers(fields.get("multiValueHeaders" if lists else "headers")))
@@ -161,10 +162,10 @@ def read_event(
     request = Request(
         request_id=request_id,
         method=_text(http.get("method") if modern else fields.get("httpMethod")).upper(),
-        path=below(path, base_path) or "/",
+        path=(below if decoded else below_encoded)(path, base_path) or "/",
         headers=tuple(headers),
         query=_query(fields, shape),
-        path_is_decoded=shape in {Shape.HTTP_V1, Shape.HTTP_V2},
+        path_is_decoded=decoded,
         can_stream=can_stream,
         peer_key=key if isinstance(key, str) and key else None,
     )

@@ -20,7 +20,7 @@ from bedrock_proxy import front
 from bedrock_proxy.drive import drive
 from bedrock_proxy.http import Head, Request
 from bedrock_proxy.ports import PortKind
-from bedrock_proxy_adapters.hosts.paths import below
+from bedrock_proxy_adapters.hosts.paths import below, below_encoded
 from bedrock_proxy_adapters.proxy import Passage, Proxy, new_request_id
 
 Environ: TypeAlias = dict[str, Any]
@@ -176,17 +176,17 @@ class _Body:
 
 def to_request(environ: Environ, base_path: str, request_id: str) -> Request:
     """The environ as the core sees it."""
-    mounted = environ.get("SCRIPT_NAME", "")
+    mounted: str = environ.get("SCRIPT_NAME", "")
     raw: str | None = environ.get("RAW_URI") or environ.get("REQUEST_URI")
     if raw and not raw.startswith("/"):  # RFC 9112, section 3.2.2: the absolute form
         _, _, rest = raw.partition("://")
         raw = "/" + rest.partition("/")[2]
     if raw:
-        path, decoded = below(raw.partition("?")[0], mounted, base_path), False
+        path, decoded = raw.partition("?")[0], False
+        if mounted or base_path:
+            path = below_encoded(path, _text(mounted), base_path)
     else:
-        shown: str = environ.get("PATH_INFO") or "/"
-        path = shown.encode("latin-1").decode("utf-8", "replace")
-        path, decoded = below(path, base_path), True
+        path, decoded = below(_text(environ.get("PATH_INFO") or "/"), base_path), True
     headers = [
         (key[5:].replace("_", "-").lower(), str(value))
         for key, value in environ.items()
@@ -209,6 +209,13 @@ def to_request(environ: Environ, base_path: str, request_id: str) -> Request:
         headers=tuple(headers),
         query=environ.get("QUERY_STRING", ""),
         path_is_decoded=decoded,
+    )
+
+
+def _text(shown: str) -> str:
+    """What the server decoded, which PEP 3333 has as latin-1."""
+    return (
+        shown if shown.isascii() else shown.encode("latin-1", "replace").decode("utf-8", "replace")
     )
 
 
