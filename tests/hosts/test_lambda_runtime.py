@@ -540,7 +540,7 @@ def test_the_collector_rests_while_we_load_and_is_a_handlers_own(
     monkeypatch.setenv("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:9")
     monkeypatch.setattr("sys.argv", ["lambda_runtime"])
     monkeypatch.setattr(lambda_runtime, "_named", load)
-    monkeypatch.setattr(lambda_runtime, "_log_to_lambda", lambda: None)
+    monkeypatch.setattr(lambda_runtime, "log_faults_to_stderr", lambda: None)
     monkeypatch.setattr(lambda_runtime, "serve", lambda proxy, **_: found.append(gc.isenabled()))
     try:
         assert lambda_runtime.main() == 0

@@ -19,6 +19,7 @@ from bedrock_proxy.errors import ClientFault, Code
 from bedrock_proxy.http import Head
 from bedrock_proxy_adapters.hosts.deadlines import cut_after, seconds_for
 from bedrock_proxy_adapters.hosts.events import Event, Shape, read_event, size_of
+from bedrock_proxy_adapters.hosts.lambda_log import log_usage_to_stdout, on_lambda
 from bedrock_proxy_adapters.hosts.settlement import settling_within
 from bedrock_proxy_adapters.proxy import Passage, Proxy, new_request_id
 
@@ -43,7 +44,8 @@ ALB_ANSWER_BYTES: Final = 1024 * 1024
 
 def api_gateway_handler(proxy: Proxy, *, deadline_s: float | None = None) -> Handler:
     """
-    *proxy* as a Lambda handler: ``handler(event, context)``.
+    *proxy* as a Lambda handler: ``handler(event, context)``. On Lambda its usage lines go to
+    standard output, unless you have configured the logger ``bedrock_proxy.usage`` yourself.
 
     Args:
         deadline_s: How long the front waits for an answer, in seconds. Where None: 29 for
@@ -55,6 +57,8 @@ def api_gateway_handler(proxy: Proxy, *, deadline_s: float | None = None) -> Han
         ConfigurationError: A port of the proxy needs an event loop.
     """
     faces = proxy.sync_faces()
+    if on_lambda():
+        log_usage_to_stdout()
 
     def handler(event: Any, context: Any) -> dict[str, Any]:
         arrived = read_event(event, proxy.base_path, _request_id(context))

@@ -31,6 +31,7 @@ from bedrock_proxy.http import Head, Request
 from bedrock_proxy_adapters.hosts.api_gateway import api_gateway_handler
 from bedrock_proxy_adapters.hosts.deadlines import cut_after, seconds_for
 from bedrock_proxy_adapters.hosts.events import Event, read_event
+from bedrock_proxy_adapters.hosts.lambda_log import log_faults_to_stderr, log_usage_to_stdout
 from bedrock_proxy_adapters.hosts.runtime_api import (
     Answer,
     EventLate,
@@ -74,7 +75,9 @@ _log = logging.getLogger("bedrock_proxy.lambda")
 
 def serve(proxy: Proxy, *, address: str | None = None, buffered: bool = False) -> None:
     """
-    Serve *proxy* until SIGTERM.
+    Serve *proxy* until SIGTERM. Its usage lines go to standard output, what else it has to say to
+    standard error, unless you have configured the loggers ``bedrock_proxy.usage`` and
+    ``bedrock_proxy`` yourself.
 
     Args:
         address: The Runtime API's ``host:port``; ``AWS_LAMBDA_RUNTIME_API`` where None.
@@ -86,6 +89,8 @@ def serve(proxy: Proxy, *, address: str | None = None, buffered: bool = False) -
         RuntimeApiError: The Runtime API cannot be reached any more, or failed.
     """
     runtime = Runtime(proxy, _address(address), buffered=buffered, concurrency=_concurrency())
+    log_usage_to_stdout()
+    log_faults_to_stderr()
     with on_sigterm(runtime.stop):
         runtime.run()
 
@@ -412,7 +417,7 @@ def _left(invocation: Invocation) -> float | None:
 
 def main() -> int:
     """The program: the proxy that the handler setting names, served until SIGTERM."""
-    _log_to_lambda()
+    log_faults_to_stderr()
     try:
         address = _address(None)
     except ConfigurationError as error:
@@ -491,15 +496,6 @@ def _concurrency() -> int:
             f"AWS_LAMBDA_MAX_CONCURRENCY must be a whole number from 1 to 1000, not {raw!r}."
         )
     return int(raw)
-
-
-def _log_to_lambda() -> None:
-    """Usage lines bare on stdout, everything else of ours on stderr; Lambda keeps both."""
-    usage = logging.getLogger("bedrock_proxy.usage")
-    usage.setLevel(logging.INFO)
-    usage.propagate = False
-    usage.addHandler(logging.StreamHandler(sys.stdout))
-    logging.getLogger("bedrock_proxy").addHandler(logging.StreamHandler(sys.stderr))
 
 
 if __name__ == "__main__":
