@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from threading import Lock, Thread
 from typing import Any, Final, Literal, Protocol, cast
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from bedrock_proxy.errors import Code, Unavailable
 from bedrock_proxy.eventstream import encode
@@ -242,7 +242,9 @@ class PumpedCall:
         HOLD.set(self.hold)
         try:
             if not self.pipe.closed:
-                self._pump(self._ask())
+                arrived = self._ask()
+                self.call = evolve(self.call, body=b"")  # the answer may take far longer
+                self._pump(arrived)
         except Exception as error:  # noqa: BLE001 - whatever it is, the reader must hear of it
             self.pipe.end(trouble(error))
         else:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import sys
 import threading
 from urllib.parse import quote
 
@@ -13,7 +14,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
-from tests.adapters.upstream.scripted import SOON
+from tests.adapters.upstream.scripted import SOON, eventually
 
 from bedrock_proxy.ports import (
     END,
@@ -52,6 +53,27 @@ def target(operation):
     if operation is Operation.APPLY_GUARDRAIL:
         return f"/guardrail/{model}/version/{GUARDRAIL_VERSION}/apply"
     return f"/model/{model}/{NAMES[operation]}"
+
+
+def test_L3_a_call_that_is_being_answered_holds_nothing_of_its_body(face, upstream, server):
+    done = threading.Event()
+
+    def script(wire, _):
+        wire.begin_stream()
+        wire.chunk(b"one")
+        done.wait(SOON)
+        wire.end_stream()
+
+    server.script = script
+    body = bytes(2_000_000)
+    held = sys.getrefcount(body)
+    reply = face.open(upstream, call(Operation.INVOKE_STREAM, body))
+    assert reply.begin(SOON).status == 200
+    assert reply.read(SOON) == b"one"
+    try:
+        assert eventually(lambda: sys.getrefcount(body) <= held)
+    finally:
+        done.set()
 
 
 @EVERY_OPERATION
