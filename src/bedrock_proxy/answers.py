@@ -26,6 +26,7 @@ from bedrock_proxy.models.converse import EVENT_TYPES
 from bedrock_proxy.parts import Json, Part, Stop, Text, Thinking, ToolUse, UsageReport
 from bedrock_proxy.patterns import WRAPPER, Pattern, end_of, learned
 from bedrock_proxy.ports import UpstreamHead
+from bedrock_proxy.sent import NOTHING_SENT, Sent
 from bedrock_proxy.usage import NOTHING_SAID, Usage
 
 MAX_WHOLE: Final = 64 * 1024 * 1024
@@ -236,7 +237,9 @@ class StreamedAnswer:
         passed: The sound frames as they came, for whoever takes them out; None unless kept.
     """
 
-    def __init__(self, frames: Frames, sent: str = "", *, keep_frames: bool = False) -> None:
+    def __init__(
+        self, frames: Frames, sent: Sent = NOTHING_SENT, *, keep_frames: bool = False
+    ) -> None:
         """
         Args:
             sent: What the client sent, to tell its own ARNs from the operator's.

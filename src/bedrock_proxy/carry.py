@@ -59,7 +59,7 @@ def carry(course: Course) -> Flow[None]:
             course.opened = yield SECONDS
             reply = yield from ask(Open(course.call.upstream))
             # Bedrock is at work now: what can be made ready meanwhile costs no time.
-            translation = course.translation = course.call.translation()
+            translation = course.translation = course.call.translation(course.sent)
             try:
                 yield from relay(course, reply, translation)
             except ProxyError as fault:
@@ -99,6 +99,7 @@ def say_terminal(course: Course, error: ProxyError) -> Flow[None]:
 
 def _left(course: Course, reply: UpstreamReply | None, gone: Gone) -> Flow[None]:
     """Nobody listens any more. Read on for the true usage, if we may; then settle."""
+    course.let_go()
     translation = course.translation
     if translation is None or reply is None:
         course.failed(None, Outcome.CLIENT_GONE)

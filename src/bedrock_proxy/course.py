@@ -5,7 +5,7 @@ What one admitted request remembers, from its lease to its ledger row.
 from collections.abc import Sequence
 from typing import Final
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from bedrock_proxy import limits
 from bedrock_proxy.admission import Lease, LimitState
@@ -15,6 +15,7 @@ from bedrock_proxy.errors import Code, ProxyError
 from bedrock_proxy.http import Headers, Request
 from bedrock_proxy.ports import Instant, UpstreamHead
 from bedrock_proxy.rules import Rules
+from bedrock_proxy.sent import SHORT, Sent
 from bedrock_proxy.usage import NOTHING_SAID, Basis, Outcome, State, Usage, UsageRecord
 
 _ENDED_BY_US: Final = frozenset({Outcome.CLIENT_GONE, Outcome.TIMEOUT, Outcome.SHUTDOWN})
@@ -26,6 +27,8 @@ class Course:
     Attributes:
         key: What the request came with.
         states: The customer's limits as they stood when it was admitted.
+        call: What it asks for; see ``let_go``.
+        sent: What an error may repeat of it.
         renew_at: When the lease is to be renewed, in seconds (monotonic).
         attempts: How often Bedrock was called.
         opened: When it was last, in seconds (monotonic).
@@ -50,6 +53,7 @@ class Course:
     key: Key
     states: Sequence[LimitState]
     renew_at: float
+    sent: Sent
     attempts: int = 0
     opened: float = 0.0
     head_said: bool = False
@@ -71,6 +75,16 @@ class Course:
             # Not the error itself: where it was raised, this is known too.
             self.error_code = None if error is None else str(error.code)
             self.outcome = outcome
+
+    def let_go(self) -> None:
+        """
+        Bedrock will not be called again. A body that is long is not kept for the rest of what
+        may be a long answer.
+        """
+        upstream = self.call.upstream
+        if len(upstream.body) > SHORT:
+            self.sent.let_go()
+            self.call = evolve(self.call, upstream=evolve(upstream, body=b""))
 
     def own_headers(self) -> Headers:
         """The response headers that belong to the customer: limits, deprecation."""

@@ -44,6 +44,7 @@ from bedrock_proxy.http import Head, Request
 from bedrock_proxy.models.names import check_arn, not_allowed
 from bedrock_proxy.ports import Instant
 from bedrock_proxy.rules import Rules
+from bedrock_proxy.sent import Sent
 from bedrock_proxy.usage import Outcome
 
 
@@ -183,7 +184,11 @@ def _admitted(
     if isinstance(grant, Refusal):
         raise limits.refused(grant, wanted)
     renew_at = arrived.monotonic + rules.lease_ms / 2000
-    course = Course(request, rules, call, arrived, grant.lease, owner.key, grant.limits, renew_at)
+    sent = Sent(call.upstream)
+    course = Course(
+        request, rules, call, arrived, grant.lease, owner.key, grant.limits, renew_at, sent
+    )
+    del body, call  # this frame lasts as long as the answer; the course lets go of them
     return (yield from _settled(course))
 
 

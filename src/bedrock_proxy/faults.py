@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 from bedrock_proxy.errors import ClientFault, Code, Original, ProxyError, UpstreamFault
 from bedrock_proxy.ports import Loggable, Trouble, UpstreamHead
+from bedrock_proxy.sent import NOTHING_SENT, Sent
 
 # A full stop or colon that ends the sentence is not the ARN's.
 _ARN: Final = r"arn:aws[a-z0-9-]*:[^\s\"'<>,;()]*[^\s\"'<>,;().:]"
@@ -90,7 +91,7 @@ RETRIED_STATUSES: Final = frozenset({429, 503})
 """A call that ended so before its first byte may be sent again by the proxy."""
 
 
-def from_exception(name: str, message: str, sent: str) -> ProxyError:
+def from_exception(name: str, message: str, sent: Sent) -> ProxyError:
     """
     An exception or error frame.
 
@@ -107,7 +108,7 @@ def from_exception(name: str, message: str, sent: str) -> ProxyError:
     return error
 
 
-def from_reply(head: UpstreamHead, body: bytes, sent: str) -> ProxyError:
+def from_reply(head: UpstreamHead, body: bytes, sent: Sent) -> ProxyError:
     """An HTTP error, with Bedrock's head and body; *sent* as above."""
     name = type_name(head.first("x-amzn-errortype") or member(body, "__type", "code") or "")
     meaning = _MEANINGS.get(name)
@@ -131,14 +132,14 @@ def _cause(name: str, message: str) -> str:
     return name if action is None else f"{name}: {action[1]} is not allowed"
 
 
-def without_names(body: bytes, sent: str) -> bytes:
+def without_names(body: bytes, sent: Sent) -> bytes:
     """*body* without the ARNs and account ids that are not in *sent*; else as it is."""
     text = body.decode("utf-8", "surrogateescape")
     safe = _without_names(text, sent)
     return body if safe == text else safe.encode("utf-8", "surrogateescape")
 
 
-def _without_names(text: str, sent: str) -> str:
+def _without_names(text: str, sent: Sent) -> str:
     text = re.sub(_ARN, lambda m: m[0] if m[0] in sent else "<arn>", text)
     return re.sub(_ACCOUNT, lambda m: m[0] if m[0] in sent else "<account>", text)
 
@@ -157,7 +158,7 @@ def from_trouble(trouble: Trouble, detail: str = "") -> ProxyError:
         return ClientFault("The request could not be sent to Bedrock as it is; check the model id.")
     else:
         return torn()
-    error = _error("", meaning, "", "")
+    error = _error("", meaning, "", NOTHING_SENT)
     if meaning is not _TIMED_OUT:
         error.cause = detail if isinstance(detail, Loggable) else str(trouble)
     return error
@@ -225,7 +226,7 @@ def _by_status(status: int) -> _Meaning:
     return _FAILED
 
 
-def _error(name: str, meaning: _Meaning, message: str, sent: str) -> ProxyError:
+def _error(name: str, meaning: _Meaning, message: str, sent: Sent) -> ProxyError:
     if meaning.message is not None:
         text = meaning.message
     else:

@@ -61,7 +61,7 @@ def relay(course: Course, reply: UpstreamReply, translation: Translation) -> Flo
     course.upstream = head
     if head.status >= 300:
         body = yield from _error_body(course, reply, translation)
-        error = faults.from_reply(head, body, _sent(course))
+        error = faults.from_reply(head, body, course.sent)
         if len(body) == _MAX_ERROR_BODY:
             error.original = None  # it may have been cut
         raise error
@@ -346,6 +346,7 @@ def _say_whole(course: Course, translation: Translation, out: bytes) -> Flow[Non
 def _head(course: Course, headers: Headers) -> Flow[Head]:
     """The reply's head, to be said at once."""
     now: float = yield SECONDS
+    course.let_go()
     course.head_said = True
     course.first_byte = now
     request = course.request
@@ -384,12 +385,6 @@ def renew(course: Course, now: float) -> Flow[None]:
         course.renew_at = failed + lasts * _RETRY_RENEWAL
     else:
         course.renew_at = now + lasts / 2
-
-
-def _sent(course: Course) -> str:
-    call = course.call.upstream
-    headers = (value for _, value in call.headers)
-    return " ".join((call.model_id, *headers, call.body.decode("utf-8", "replace")))
 
 
 def _too_long(seconds: float) -> ProxyError:

@@ -16,6 +16,7 @@ from tests.adapters.test_usage_log import ROW
 from bedrock_proxy import faults
 from bedrock_proxy.errors import ConfigurationError, ProxyError, store_unavailable
 from bedrock_proxy.ports import Loggable, Trouble, UpstreamHead
+from bedrock_proxy.sent import NOTHING_SENT
 from bedrock_proxy_adapters.causes import cause_of
 from bedrock_proxy_adapters.operator_log import (
     MAX_SENTENCES,
@@ -32,7 +33,7 @@ URL = f"https://user:{SECRET}@host.example:8443/model/{ARN}/invoke?token={SECRET
 
 def refusal(name: str, status: int = 403, message: str = SECRET) -> ProxyError:
     head = UpstreamHead(status, (("x-amzn-errortype", name),))
-    return faults.from_reply(head, f'{{"message":"{message}"}}'.encode(), "")
+    return faults.from_reply(head, f'{{"message":"{message}"}}'.encode(), NOTHING_SENT)
 
 
 def caused(error: BaseException, by: BaseException) -> BaseException:

@@ -22,6 +22,7 @@ from bedrock_proxy.eventstream import Decoder, encode
 from bedrock_proxy.models import family_of
 from bedrock_proxy.models.names import parse_model_id
 from bedrock_proxy.parts import Part
+from bedrock_proxy.sent import NOTHING_SENT
 
 CLAUDE = "anthropic.claude-3-haiku-20240307-v1:0"
 MODELS = [
@@ -532,6 +533,6 @@ def _always_steady(self: Any, reader: Any) -> None:
 def test_the_request_of_this_file_is_what_the_dialect_takes() -> None:
     """The writers compared above are those that the dialect chooses."""
     body = json.dumps({"modelId": CLAUDE, "stream": True, "messages": []}).encode()
-    made = simple.SIMPLE.call(request(), body, "invoke", None).translation()
+    made = simple.SIMPLE.call(request(), body, "invoke", None).translation(NOTHING_SENT)
     assert isinstance(made, simple.Streamed)
     assert isinstance(made._writer, simple._Events)

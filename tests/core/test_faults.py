@@ -5,11 +5,12 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.flows import OK_HEAD, World, claude, converse, events, exception
+from tests.flows import MODEL, OK_HEAD, World, claude, converse, events, exception
 
 from bedrock_proxy import faults
 from bedrock_proxy.errors import ClientFault, Code, ProxyError, UpstreamFault
-from bedrock_proxy.ports import Trouble, UpstreamHead, UpstreamUnreachable
+from bedrock_proxy.ports import Operation, Trouble, UpstreamCall, UpstreamHead, UpstreamUnreachable
+from bedrock_proxy.sent import NOTHING_SENT, Sent
 
 THROTTLED = (429, Code.UPSTREAM_THROTTLED)
 UNAVAILABLE = (503, Code.UPSTREAM_ERROR)
@@ -48,9 +49,13 @@ LEAK = (
 )
 
 
+def said(text: str) -> Sent:
+    return Sent(UpstreamCall(Operation.INVOKE, MODEL, text.encode()))
+
+
 def reply(name: str, status: int, message: str = "Bedrock said so.", sent: str = "") -> ProxyError:
     head = UpstreamHead(status, (("x-amzn-errortype", name),))
-    return faults.from_reply(head, json.dumps({"message": message}).encode(), sent)
+    return faults.from_reply(head, json.dumps({"message": message}).encode(), said(sent))
 
 
 def facts(error: ProxyError) -> tuple[int, Code]:
@@ -67,7 +72,7 @@ def test_an_http_error_has_the_tables_status_and_code(name: str) -> None:
 def test_an_exception_frame_has_the_same_meaning_as_the_http_error(name: str) -> None:
     theirs, *ours = MODELLED[name]
     spelt = name[0].lower() + name[1:]
-    framed = faults.from_exception(spelt, "Bedrock said so.", "")
+    framed = faults.from_exception(spelt, "Bedrock said so.", NOTHING_SENT)
     whole = reply(name, theirs)
     assert facts(framed) == tuple(ours)
     for fact in ("message", "retryable", "retry_after", "headers", "limit"):
@@ -141,15 +146,17 @@ def test_an_errors_name_is_found_however_it_is_spelt(raw: str) -> None:
 @pytest.mark.parametrize("member", ["__type", "code"])
 def test_without_a_header_the_body_names_the_error(member: str) -> None:
     body = json.dumps({member: "com.amazon.coral#ThrottlingException", "Message": "x"}).encode()
-    assert facts(faults.from_reply(UpstreamHead(400, ()), body, "")) == THROTTLED
+    assert facts(faults.from_reply(UpstreamHead(400, ()), body, NOTHING_SENT)) == THROTTLED
 
 
 @given(st.integers(300, 599), st.text(max_size=20), st.binary(max_size=60))
 def test_whatever_bedrock_answers_is_an_answer_of_ours(status: int, name: str, body: bytes) -> None:
-    error = faults.from_reply(UpstreamHead(status, (("x-amzn-errortype", name),)), body, "")
+    error = faults.from_reply(
+        UpstreamHead(status, (("x-amzn-errortype", name),)), body, NOTHING_SENT
+    )
     assert error.message
     assert 400 <= error.status < 600
-    assert 400 <= faults.from_exception(name, body.decode("latin-1"), "").status < 600
+    assert 400 <= faults.from_exception(name, body.decode("latin-1"), NOTHING_SENT).status < 600
 
 
 # --- what must not be told ------------------------------------------------------------------------
@@ -158,7 +165,9 @@ def test_whatever_bedrock_answers_is_an_answer_of_ours(status: int, name: str, b
 @pytest.mark.parametrize("name", SECRETIVE)
 @pytest.mark.parametrize("framed", [False, True], ids=["reply", "frame"])
 def test_an_operators_fault_tells_no_arn_account_or_role(name: str, framed: bool) -> None:
-    error = faults.from_exception(name, LEAK, ROLE) if framed else reply(name, 403, LEAK, ROLE)
+    error = (
+        faults.from_exception(name, LEAK, said(ROLE)) if framed else reply(name, 403, LEAK, ROLE)
+    )
     for secret in ("arn:", "123456789012", "prod-proxy-role", "claude-v2", "bedrock:Invoke"):
         assert secret not in error.message
 

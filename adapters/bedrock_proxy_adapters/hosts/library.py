@@ -203,9 +203,10 @@ class _Body:
         self._body = body
 
     def receive(self, limit: int, within: float) -> bytes:  # noqa: ARG002 -- it is here already
-        if len(self._body) > limit:
+        body, self._body = self._body, b""  # kept no longer than the flow keeps it
+        if len(body) > limit:
             raise front.too_large(limit)
-        return self._body
+        return body
 
 
 def _passage(

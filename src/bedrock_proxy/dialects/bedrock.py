@@ -32,6 +32,7 @@ from bedrock_proxy.models import (
 from bedrock_proxy.models.names import ModelName, parse_model_id
 from bedrock_proxy.parts import Json
 from bedrock_proxy.ports import Operation, UpstreamCall, UpstreamHead
+from bedrock_proxy.sent import Sent
 from bedrock_proxy.strict_json import parse_object
 from bedrock_proxy.usage import Usage
 
@@ -104,15 +105,14 @@ class Bedrock:
             name = parse_model_id(model)
         family = family_of(name.canonical)
         headers = _sent_on(request, asked)
-        text = " ".join((name.raw, *(value for _, value in headers), body.decode()))
         request_id = request.request_id
 
-        def streamed() -> Translation:
+        def streamed(sent: Sent) -> Translation:
             frames = ConverseFrames() if asked in _CONVERSES else InvokeFrames(family.reader())
-            answer = StreamedAnswer(frames, text, keep_frames=True)
-            return _Streamed(answer, asked, text, request_id)
+            answer = StreamedAnswer(frames, sent, keep_frames=True)
+            return _Streamed(answer, asked, sent, request_id)
 
-        def whole() -> Translation:
+        def whole(_: Sent) -> Translation:
             read = None if asked in _TOKENLESS else family.answer
             read = converse_answer if asked is Operation.CONVERSE else read
             return _Whole(WholeAnswer(read), request_id)
@@ -247,7 +247,7 @@ class _Streamed:
     """An event stream, passed on frame by frame."""
 
     def __init__(
-        self, answer: StreamedAnswer, operation: Operation, sent: str, request_id: str
+        self, answer: StreamedAnswer, operation: Operation, sent: Sent, request_id: str
     ) -> None:
         self._answer = answer
         self._operation = operation

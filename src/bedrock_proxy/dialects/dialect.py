@@ -10,6 +10,7 @@ from bedrock_proxy.http import Headers, Request
 from bedrock_proxy.models import Family
 from bedrock_proxy.models.names import ModelName
 from bedrock_proxy.ports import UpstreamCall, UpstreamHead
+from bedrock_proxy.sent import Sent
 from bedrock_proxy.slotted import lean
 from bedrock_proxy.usage import Usage
 
@@ -93,7 +94,8 @@ class Call:
         guardrails: Those that it names beside its model; who may not call one may not have it
             applied either.
         s3_locations: The URIs of objects in S3 that Bedrock is to read for it.
-        translation: Makes a fresh translation, one for each attempt.
+        translation: Makes a fresh translation, one for each attempt; an error may repeat what
+            was sent.
     """
 
     upstream: UpstreamCall
@@ -106,7 +108,7 @@ class Call:
     counts_tokens: bool = True
     guardrails: tuple[ModelName, ...] = ()
     s3_locations: tuple[str, ...] = ()
-    translation: Callable[[], Translation]
+    translation: Callable[[Sent], Translation]
 
 
 @lean

@@ -19,6 +19,7 @@ from bedrock_proxy.http import Headers, Request
 from bedrock_proxy.models import Family
 from bedrock_proxy.parts import Part, UsageReport
 from bedrock_proxy.ports import UpstreamHead
+from bedrock_proxy.sent import Sent
 from bedrock_proxy.usage import Usage
 
 _MARK: Final = b"."
@@ -79,14 +80,14 @@ class InParts:
 
     def call(self, request: Request, body: bytes, operation: str, model: str | None) -> Call:
         call = SIMPLE.call(request, body, operation, model)
-        sent = body.decode()
+        family, simple = call.family, call.translation
 
-        def streamed() -> Translation:
-            frames = InvokeFrames(call.family.reader())
+        def streamed(sent: Sent) -> Translation:
+            frames = InvokeFrames(family.reader())
             return Streamed(StreamedAnswer(frames, sent), self._inbox)
 
-        def whole() -> Translation:
-            return _Whole(call.translation(), call.family, self._inbox)
+        def whole(sent: Sent) -> Translation:
+            return _Whole(simple(sent), family, self._inbox)
 
         return evolve(call, translation=streamed if call.stream else whole)
 

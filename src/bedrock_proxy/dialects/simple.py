@@ -20,6 +20,7 @@ from bedrock_proxy.models import Family, estimate, family_of
 from bedrock_proxy.models.names import parse_model_id
 from bedrock_proxy.parts import Json, Other, Part, Stop, Text, Thinking, ToolUse, UsageReport
 from bedrock_proxy.ports import Operation, UpstreamCall, UpstreamHead
+from bedrock_proxy.sent import Sent
 from bedrock_proxy.strict_json import parse_object, without
 from bedrock_proxy.usage import Usage
 
@@ -66,24 +67,23 @@ class Simple:
         family = family_of(name.canonical)
         if not family.body_has_stream:
             sent.pop("stream", None)
-        text = body.decode()
         upstream = UpstreamCall(
             Operation.INVOKE_STREAM if stream else Operation.INVOKE,
             name.raw,
-            without(text, [name for name in ours if name not in sent], sent).encode(),
+            without(body.decode(), [name for name in ours if name not in sent], sent).encode(),
             _JSON if stream else (*_JSON, ("accept", "application/json")),
         )
         request_id = request.request_id
 
-        def streamed() -> Translation:
+        def streamed(sent: Sent) -> Translation:
             writer = (
                 _Array(full, request_id)
                 if not request.can_stream or _wants_array(request)
                 else _Events(full, request_id)
             )
-            return Streamed(StreamedAnswer(InvokeFrames(family.reader()), text), writer)
+            return Streamed(StreamedAnswer(InvokeFrames(family.reader()), sent), writer)
 
-        def whole() -> Translation:
+        def whole(_: Sent) -> Translation:
             return _Whole(family, request_id)
 
         return Call(
