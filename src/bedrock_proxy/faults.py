@@ -19,8 +19,9 @@ from bedrock_proxy.errors import ClientFault, Code, Original, ProxyError, Upstre
 from bedrock_proxy.ports import Loggable, Trouble, UpstreamHead
 from bedrock_proxy.sent import NOTHING_SENT, Sent
 
-# A full stop or colon that ends the sentence is not the ARN's.
-_ARN: Final = r"arn:aws[a-z0-9-]*:[^\s\"'<>,;()]*[^\s\"'<>,;().:]"
+# A full stop or colon that ends the sentence is not the ARN's; nor is the backslash of a quotation
+# mark in JSON, which would not be JSON without it.
+_ARN: Final = r"arn:aws[a-z0-9-]*:[^\s\"'<>,;()]*[^\s\"'<>,;().:\\]"
 _ACCOUNT: Final = r"(?<![0-9A-Za-z])[0-9]{12}(?![0-9A-Za-z])"
 
 

@@ -189,6 +189,12 @@ def test_an_arn_that_the_client_sent_is_told_and_others_beside_it_are_not() -> N
     assert error.message == f'"{mine}" is not found, nor is {mine}, nor is <arn>: try {mine}.'
 
 
+def test_an_errors_body_without_its_arns_is_still_json() -> None:
+    message = f'Role "{ROLE}" and "{ROLE}\\", or "{ROLE}" of 123456789012'
+    safe = faults.without_names(json.dumps({"message": message}).encode(), NOTHING_SENT)
+    assert json.loads(safe)["message"] == 'Role "<arn>" and "<arn>\\", or "<arn>" of <account>'
+
+
 def test_numbers_that_are_no_account_are_left_alone() -> None:
     message = "max_tokens: 1234567890123 > 4096; 12345678901; req-0123456789012; v123456789012"
     assert reply("ValidationException", 400, message).message == message
