@@ -94,7 +94,7 @@ def test_the_streaming_loop_loads_one_host_and_neither_boto3_nor_a_store() -> No
         "bedrock_proxy_adapters.hosts.paths",
         "bedrock_proxy_adapters.hosts.runtime_api",
         "bedrock_proxy_adapters.hosts.settlement",
-        "bedrock_proxy_adapters.hosts.sigterm",
+        "bedrock_proxy_adapters.hosts.lambda_sigterm",
         "bedrock_proxy_adapters.loading",
         "bedrock_proxy_adapters.proxy",
         "bedrock_proxy_adapters.unsettled",

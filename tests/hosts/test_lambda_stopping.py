@@ -24,8 +24,8 @@ from bedrock_proxy.admission import Lease
 from bedrock_proxy.errors import StoreUnavailable
 from bedrock_proxy.store import every_row
 from bedrock_proxy_adapters.hosts.lambda_runtime import STOP_GRACE, STOP_WRITE
+from bedrock_proxy_adapters.hosts.lambda_sigterm import on_sigterm
 from bedrock_proxy_adapters.hosts.settlement import STOP_WAIT, InsistentLedger
-from bedrock_proxy_adapters.hosts.sigterm import on_sigterm
 from bedrock_proxy_adapters.simulator import Script, start_in_thread
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
 

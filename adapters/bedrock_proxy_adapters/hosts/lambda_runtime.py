@@ -32,6 +32,7 @@ from bedrock_proxy_adapters.hosts.api_gateway import api_gateway_handler
 from bedrock_proxy_adapters.hosts.deadlines import cut_after, seconds_for
 from bedrock_proxy_adapters.hosts.events import Event, read_event
 from bedrock_proxy_adapters.hosts.lambda_log import log_faults_to_stderr, log_usage_to_stdout
+from bedrock_proxy_adapters.hosts.lambda_sigterm import on_sigterm
 from bedrock_proxy_adapters.hosts.runtime_api import (
     Answer,
     EventLate,
@@ -42,7 +43,6 @@ from bedrock_proxy_adapters.hosts.runtime_api import (
     Stopped,
 )
 from bedrock_proxy_adapters.hosts.settlement import settling_within
-from bedrock_proxy_adapters.hosts.sigterm import on_sigterm
 from bedrock_proxy_adapters.loading import for_good
 from bedrock_proxy_adapters.proxy import Passage, Proxy, new_request_id
 
