@@ -8,12 +8,14 @@ at once, and it can bring everything to an end.
 import logging
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, cast
+from weakref import WeakSet
 
 from attrs import evolve, frozen
 
@@ -50,6 +52,10 @@ MAX_DRAINS: Final = 32
 """Answers read on at once for clients that left."""
 
 _log = logging.getLogger("bedrock_proxy")
+
+_proxies: "WeakSet[Proxy]" = WeakSet()
+# What is under way in a parent is for the parent to end.
+_crossed_a_fork: list[object] = []
 
 
 class Store(TokenDirectory, Gate, Ledger, Protocol):
@@ -190,13 +196,24 @@ class Proxy:
         self.guard = guard
         self.clock = SystemClock()
         self._upkeep = upkeep
+        self._stopping = False
+        self._ending = False
+        self._nothing_under_way()
+        _proxies.add(self)
+
+    def _nothing_under_way(self) -> None:
         self._lock = threading.Lock()
         self._quiet = threading.Condition(self._lock)
         self._passages: set[Passage] = set()
         self._streams = 0
         self._drains = 0
-        self._stopping = False
-        self._ending = False
+
+    def begin_anew(self) -> None:
+        """In the child of a fork: what is under way is the parent's, and its lock may be held."""
+        for passage in self._passages:
+            passage.leave_to_parent()
+        _crossed_a_fork.append(self._passages)
+        self._nothing_under_way()
 
     # --- one request ----------------------------------------------------------------
 
@@ -365,6 +382,7 @@ class Passage:
         flow: To be driven, to its end.
         ports: What it may reach.
         interrupts: Where the host leaves word.
+        proxy: Whose request it is.
         has_left: Whether the client is known to have left.
     """
 
@@ -390,7 +408,7 @@ class Passage:
             proxy.telemetry,
         )
         self.flow: Flow[ProxyError | None] = exchange(request, proxy.rules, spoken)
-        self._proxy = proxy
+        self.proxy = proxy
         self._ended = False
         self.has_left = False
 
@@ -398,14 +416,27 @@ class Passage:
         """The client left. Harmless when repeated."""
         if not self.has_left:
             self.has_left = True
-            self.interrupts.post(self._proxy.gone())
+            self.interrupts.post(self.proxy.gone())
 
     def ended(self) -> None:
         """The flow has ended: free what it took. Harmless when repeated."""
         if not self._ended:
             self._ended = True
             share = self._share
-            self._proxy.leave(self, stream=share.stream, drain=share.drain)
+            self.proxy.leave(self, stream=share.stream, drain=share.drain)
+
+    def leave_to_parent(self) -> None:
+        """In the child of a fork, which has taken nothing for it and may not touch it."""
+        self._ended = self.has_left = True
+
+
+def _after_fork() -> None:
+    for proxy in list(_proxies):
+        proxy.begin_anew()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def new_request_id() -> str:

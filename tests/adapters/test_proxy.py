@@ -2,6 +2,8 @@
 
 import json
 import logging
+import multiprocessing
+import sys
 import threading
 import time
 import uuid
@@ -191,3 +193,31 @@ def test_a_defect_is_logged_by_type_and_place_never_in_its_words(
     assert "CANARY" not in caplog.text
     [said] = [r.getMessage() for r in caplog.records]
     assert said.startswith("request req-1 met ValueError at test_a_defect_is_logged")
+
+
+@pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="forking beside a thread warns from 3.12 on"
+)
+def test_what_a_parent_has_under_way_does_not_count_in_its_child() -> None:
+    held = proxy(max_streams=1)
+    one = passage(held)
+    assert one.ports.slots.take_stream()
+    assert one.ports.slots.take_drain()
+
+    def child() -> None:
+        assert held.under_way == 0
+        one.ended()
+        others = [passage(held) for _ in range(2)]
+        assert [True, False] == [each.ports.slots.take_stream() for each in others]
+        for each in others:
+            each.ended()
+        assert held.shutdown(0.0, 0.0) == 0
+
+    with held._lock:  # as another thread may have it at that moment
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+    process.join(20)
+    process.kill()
+    assert process.exitcode == 0
+    assert held.under_way == 1
+    assert not passage(held).ports.slots.take_stream()
