@@ -9,11 +9,9 @@ server, which cancels nothing, it runs in the server's). Only
 
 import asyncio
 import random
-import signal
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import FrameType
 from typing import Any, Final, TypeAlias, cast
 
 from bedrock_proxy.drive import Shutdown, adrive
@@ -23,6 +21,7 @@ from bedrock_proxy.memo import Memo
 from bedrock_proxy.ports import Answer, PortKind
 from bedrock_proxy_adapters.hosts.asgi_requests import Body, Message, Receive, Scope, to_request
 from bedrock_proxy_adapters.hosts.direct import Audible, Direct, Resumed
+from bedrock_proxy_adapters.hosts.sigterm import on_sigterm
 from bedrock_proxy_adapters.hosts.watching import Watcher, Watchers
 from bedrock_proxy_adapters.proxy import Faces, Passage, Proxy, new_request_id
 
@@ -46,7 +45,8 @@ def asgi_app(proxy: Proxy) -> "Application":
     """
     *proxy* as an ASGI application; mount it in any framework, or serve it by itself.
 
-    On ``lifespan.shutdown`` it waits for what is under way (at most 30 s), then ends it.
+    On ``lifespan.shutdown`` it waits for what is under way (at most 30 s), then ends it, and
+    closes *proxy*, for good: an application serves through one lifespan.
     Servers send that only after their connections have ended: under someone else's
     server, call :func:`end_on_sigterm`, and set its graceful timeout (uvicorn:
     ``timeout_graceful_shutdown``).
@@ -58,23 +58,30 @@ def end_on_sigterm(app: "Application", grace: float) -> None:
     """
     From now on SIGTERM also ends the streams of *app*: they have *grace* seconds to finish, then
     each says one terminal ``server_shutdown`` and is settled. Whatever handled the signal
-    before still does.
+    before still does; where that was nothing, the process then ends as it would have.
 
     A server tells its applications that it stops only when their requests have ended, and one
     that loses patience cancels these just as if their clients had left. Call this where the
-    application starts (its lifespan), on the main thread, with ten seconds less than the
-    server's graceful timeout.
+    application starts (its lifespan), with ten seconds less than the server's graceful timeout.
+    Off the main thread, where tests and embedded servers have their loops, it only warns:
+    signals are handled on the main one.
     """
     loop = asyncio.get_running_loop()
-    before = signal.getsignal(signal.SIGTERM)
-    ending: set[asyncio.Task[int]] = set()
+    ending: set[asyncio.Task[None]] = set()
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(lambda: ending.add(loop.create_task(app.shutdown(grace))))
-        if callable(before):
-            before(number, frame)
+    async def end(done: Callable[[], None]) -> None:
+        try:
+            await app.shutdown(grace)
+        finally:
+            done()
 
-    signal.signal(signal.SIGTERM, handle)
+    def begin(done: Callable[[], None]) -> None:
+        if loop.is_running():
+            loop.call_soon_threadsafe(lambda: ending.add(loop.create_task(end(done))))
+        else:
+            done()  # it has ended, and what it carried with it
+
+    on_sigterm(begin)
 
 
 class Application:

@@ -9,11 +9,10 @@ A dead client is only noticed by writing; the flow says a comment at least every
 Under gunicorn use the ``gthread`` worker, or a ``--timeout`` above the longest stream.
 """
 
-import signal
 import threading
+from _thread import start_new_thread
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
-from types import FrameType
 from typing import Any, Final, TypeAlias
 
 from bedrock_proxy import front
@@ -21,6 +20,7 @@ from bedrock_proxy.drive import drive
 from bedrock_proxy.http import Head, Request
 from bedrock_proxy.ports import PortKind
 from bedrock_proxy_adapters.hosts.paths import below, below_encoded
+from bedrock_proxy_adapters.hosts.sigterm import on_sigterm
 from bedrock_proxy_adapters.proxy import Passage, Proxy, new_request_id
 
 Environ: TypeAlias = dict[str, Any]
@@ -61,21 +61,25 @@ def end_on_sigterm(proxy: Proxy, grace: float) -> None:
     """
     From now on SIGTERM also ends this process's streams: they have *grace* seconds to
     finish, then each says one terminal ``server_shutdown`` and is settled. Whatever handled
-    the signal before still does.
+    the signal before still does; where that was nothing, the process then ends as it would have.
 
     A WSGI server tells its applications nothing when it stops. Under gunicorn call this in
-    the ``post_worker_init`` hook, with some seconds less than ``--graceful-timeout``.
+    the ``post_worker_init`` hook, with some seconds less than ``--graceful-timeout``. Off the
+    main thread it only warns: signals are handled there.
     """
-    before = signal.getsignal(signal.SIGTERM)
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        threading.Thread(
-            target=proxy.shutdown, args=(grace,), name="bedrock-proxy-shutdown", daemon=True
-        ).start()
-        if callable(before):
-            before(number, frame)
+    def begin(done: Callable[[], None]) -> None:
+        # As bare as it can be: a handler may come while the main thread begins another thread.
+        start_new_thread(_shut_down, (proxy, grace, done))
 
-    signal.signal(signal.SIGTERM, handle)
+    on_sigterm(begin)
+
+
+def _shut_down(proxy: Proxy, grace: float, done: Callable[[], None]) -> None:
+    try:
+        proxy.shutdown(grace)
+    finally:
+        done()
 
 
 class _Reply:
