@@ -7,6 +7,9 @@ leaves one ledger row, and nothing under way.
 import asyncio
 import gc
 import io
+import json
+import multiprocessing
+import sys
 import threading
 import tracemalloc
 from typing import Any
@@ -19,11 +22,14 @@ from bedrock_proxy import tokens
 from bedrock_proxy.answers import StreamedAnswer
 from bedrock_proxy.course import Course
 from bedrock_proxy.customers import UNLIMITED, Customer, Key
+from bedrock_proxy.errors import Unavailable
 from bedrock_proxy.ports import Ports
 from bedrock_proxy.store import every_row
 from bedrock_proxy.usage import Outcome
+from bedrock_proxy_adapters.hosts import driven
 from bedrock_proxy_adapters.hosts.asgi import Application, asgi_app
 from bedrock_proxy_adapters.hosts.asgi_requests import to_request
+from bedrock_proxy_adapters.hosts.library import answers
 from bedrock_proxy_adapters.hosts.wsgi import wsgi_app
 from bedrock_proxy_adapters.proxy import Passage, Proxy
 from bedrock_proxy_adapters.stores.memory import MemoryStore
@@ -187,11 +193,81 @@ def test_S01_a_server_that_fails_to_begin_the_answer_leaves_a_row() -> None:
     settled(proxy)
 
 
+@pytest.mark.parametrize("host", ["wsgi", "library"])
+def test_S01_an_answer_that_the_collector_finds_is_settled_and_not_finalised(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is left in the traceback of an error that somebody kept."""
+    met: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", lambda unraisable: met.append(unraisable.exc_value))
+    steps = claude()
+
+    def garbage() -> Proxy:
+        proxy = make(Upstream(*steps))
+        if host == "wsgi":
+            reply = reply_of(proxy)
+        else:
+            reply = answers(proxy)(TOKEN, json.loads(ask_claude()))
+        next(reply)
+        knows_itself: list[object] = [reply]
+        knows_itself.append(knows_itself)
+        return proxy
+
+    def all_garbage() -> None:
+        knows_itself: list[object] = [garbage()]
+        knows_itself.append(knows_itself)
+        stores.append(knows_itself[0].store)  # type: ignore[attr-defined]
+
+    gc.disable()
+    try:
+        for _ in range(20):
+            proxy = garbage()
+            gc.collect()
+            (row,) = settled(proxy)
+            assert row.outcome is Outcome.CLIENT_GONE
+        stores: list[Any] = []
+        all_garbage()  # the proxy as well
+        gc.collect()
+        wait_for(lambda: list(every_row(stores[0])) or None, "its row")
+    finally:
+        gc.enable()
+    wait_for(lambda: True if not driven._under_way else None, "nothing to be kept")
+    assert not met
+
+
+@pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="forking beside a thread warns from 3.12 on"
+)
+def test_S01_an_answer_of_the_parent_is_the_parents_to_end() -> None:
+    upstream = Upstream()
+    proxy = make(upstream)
+    parts = answers(proxy)(TOKEN, json.loads(ask_claude()))
+    reply = reply_of(proxy)
+    next(parts)
+    next(reply)
+
+    def child() -> None:
+        reply.close()
+        with pytest.raises(Unavailable):
+            list(parts)
+        assert not list(every_row(proxy.store))  # type: ignore[arg-type]
+
+    with reply._driven._lock:  # as another thread may have it at that moment
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+    process.join(20)
+    process.kill()
+    assert process.exitcode == 0
+    assert list(parts)
+    assert list(reply)
+    assert [Outcome.OK] * 2 == [row.outcome for row in settled(proxy, 2)]
+
+
 @pytest.mark.parametrize("pieces", [2, 100], ids=["left", "whole"])
 def test_L5_what_has_ended_is_gone_without_the_collector(pieces: int) -> None:
     """``tests/hosts/test_direct.py`` says why, and looks at the ASGI host."""
     proxy = make(Upstream())
-    kinds = (Passage, Ports, Course, StreamedAnswer)
+    kinds = (Passage, Ports, Course, StreamedAnswer, driven.Driven)
     gc.collect()
     known = {id(each) for each in gc.get_objects() if isinstance(each, kinds)}
     gc.disable()

@@ -7,18 +7,18 @@ every request leaves its one ledger row, also when the iteration is abandoned.
 
 import asyncio
 import json
-import threading
 from collections.abc import AsyncGenerator, Generator, Mapping
 from functools import partial
 from typing import Protocol
 
 from bedrock_proxy import front
 from bedrock_proxy.dialects.parts import Inbox, InParts
-from bedrock_proxy.drive import Interrupts, Shutdown, adrive, drive
+from bedrock_proxy.drive import Interrupts, Shutdown, adrive
 from bedrock_proxy.http import Head, Request
 from bedrock_proxy.parts import Part
 from bedrock_proxy.ports import PortKind
 from bedrock_proxy_adapters.hosts.asgi import Application
+from bedrock_proxy_adapters.hosts.driven import Driven
 from bedrock_proxy_adapters.proxy import Faces, Passage, Proxy, new_request_id
 
 
@@ -75,18 +75,13 @@ def answers(proxy: Proxy) -> Answer:
     ) -> Generator[Part, None, None]:
         inbox = Inbox()
         passage = _passage(proxy, faces, inbox, token, request, client_request_id)
-        said = drive(passage.flow, passage.ports, passage.interrupts)
-        while _goes_on(said, passage):
-            for part in inbox.take():
-                try:
-                    yield part
-                except BaseException:  # GeneratorExit above all
-                    passage.leave()
-                    # A daemon: a process that is told to stop must not wait for a model.
-                    threading.Thread(
-                        target=_rest, args=(said, passage), name="bedrock-proxy-rest", daemon=True
-                    ).start()
-                    raise
+        driven = Driven(passage)
+        try:
+            while _goes_on(driven):
+                yield from inbox.take()
+        except BaseException:  # GeneratorExit above all
+            driven.let_go()
+            raise
         if inbox.error is not None:
             raise inbox.error
 
@@ -227,19 +222,10 @@ def _passage(
     return proxy.passage(asked, _Body(body), faces, InParts(inbox))
 
 
-def _goes_on(said: Generator[Head | bytes, None, object], passage: Passage) -> bool:
+def _goes_on(driven: Driven) -> bool:
     """Drive the flow to the next thing it says; False once it has ended."""
     try:
-        next(said)
+        driven.next()
     except StopIteration:
-        passage.ended()
         return False
-    except BaseException:
-        passage.ended()
-        raise
     return True
-
-
-def _rest(said: Generator[Head | bytes, None, object], passage: Passage) -> None:
-    while _goes_on(said, passage):
-        pass

@@ -3,22 +3,21 @@ The WSGI host (PEP 3333): two pure translations and a loop.
 
 The server iterates and so drives the flow on its own thread. When the client leaves, the
 server calls ``close()``, which returns at once: what is left of the flow, the part that
-settles the bill, goes on in a thread of its own.
+settles the bill, goes on in a thread of its own (:mod:`.driven`).
 
 A dead client is only noticed by writing; the flow says a comment at least every 15 s.
 Under gunicorn use the ``gthread`` worker, or a ``--timeout`` above the longest stream.
 """
 
-import threading
 from _thread import start_new_thread
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any, Final, TypeAlias
 
 from bedrock_proxy import front
-from bedrock_proxy.drive import drive
 from bedrock_proxy.http import Head, Request
 from bedrock_proxy.ports import PortKind
+from bedrock_proxy_adapters.hosts.driven import Driven
 from bedrock_proxy_adapters.hosts.paths import below, below_encoded
 from bedrock_proxy_adapters.hosts.sigterm import on_sigterm
 from bedrock_proxy_adapters.proxy import Passage, Proxy, new_request_id
@@ -86,11 +85,8 @@ class _Reply:
     """What the server iterates over, and closes."""
 
     def __init__(self, passage: Passage) -> None:
-        self._passage = passage
-        self._said = drive(passage.flow, passage.ports, passage.interrupts)
-        self._lock = threading.Lock()  # one thread at a time drives the flow
-        self._closed = False
-        self._over = False
+        self._driven = driven = Driven(passage)
+        self._next = driven.next
 
     def head(self) -> Head:
         """The first thing the flow says."""
@@ -111,39 +107,11 @@ class _Reply:
         The server will iterate no more. Returns at once; harmless when repeated, and while
         another thread still iterates.
         """
-        if self._over or self._closed:
-            return
-        self._closed = True
-        self._passage.leave()
-        # A daemon: a process that is told to stop must not wait for a model.
-        threading.Thread(target=self._rest, name="bedrock-proxy-rest", daemon=True).start()
+        self._driven.leave()
 
     def __del__(self) -> None:
-        # A server that lets go of it without closing it leaves a bill to settle too. All of
-        # that in the other thread: a garbage collection may come while this one holds a lock.
-        if not self._over and not self._closed:
-            self._closed = True
-            threading.Thread(target=self._let_go, name="bedrock-proxy-rest", daemon=True).start()
-
-    def _let_go(self) -> None:
-        self._passage.leave()
-        self._rest()
-
-    def _rest(self) -> None:
-        while not self._over:
-            try:
-                self._next()
-            except StopIteration:
-                return
-
-    def _next(self) -> Head | bytes:
-        with self._lock:
-            try:
-                return next(self._said)
-            except BaseException:  # StopIteration among them
-                self._over = True
-                self._passage.ended()
-                raise
+        # A server that lets go of it without closing it leaves a bill to settle too.
+        self._driven.let_go()
 
 
 class _Body:
