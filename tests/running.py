@@ -192,8 +192,10 @@ def server_environment(simulator: RunningSimulator, folder: Path, **more: str) -
 
 
 @contextlib.contextmanager
-def on_gunicorn(folder: Path, *, threads: int = 64, **environment: str) -> Iterator[Running]:
-    """The proxy on gunicorn with threads, configured by its environment alone."""
+def on_gunicorn(
+    folder: Path, *more: str, threads: int = 64, **environment: str
+) -> Iterator[Running]:
+    """The proxy on gunicorn with threads and *more* arguments, configured by its environment."""
     with start_in_thread() as simulator:
         store = SqliteStore(folder / "proxy.db")
         add_customer(store)
@@ -203,7 +205,7 @@ def on_gunicorn(folder: Path, *, threads: int = 64, **environment: str) -> Itera
             *("-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--worker-class", "gthread"),
             *("--threads", str(threads), "--log-level", "warning", "--timeout", "1000"),
             *("--graceful-timeout", "8", "--worker-tmp-dir", str(folder)),
-            *("--config", "python:tests.hosts.gunicorn_conf"),
+            *("--config", "python:tests.hosts.gunicorn_conf", *more),
             "tests.hosts.gunicorn_app:application",
         ]
         with (folder / "gunicorn.log").open("wb") as log:

@@ -166,6 +166,10 @@ class Proxy:
         guard: Put before the store's gate, on every kind of host (a spool that is full
             closes admission).
         upkeep: What goes on beside the requests, from the first of them on.
+
+    Attributes:
+        interrupts_at: When :meth:`shutdown` interrupts what is under way then, in seconds
+            (monotonic); None where nobody has called it.
     """
 
     def __init__(
@@ -195,6 +199,7 @@ class Proxy:
         self.write_timeout = write_timeout
         self.guard = guard
         self.clock = SystemClock()
+        self.interrupts_at: float | None = None
         self._upkeep = upkeep
         self._stopping = False
         self._ending = False
@@ -303,6 +308,7 @@ class Proxy:
             How many requests had still not ended.
         """
         self.stop_accepting()
+        self.interrupts_at = time.monotonic() + deadline
         if not self._wait(deadline):
             self.interrupt_all()
             self._wait(grace)

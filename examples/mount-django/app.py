@@ -56,6 +56,5 @@ else:
 
     @atexit.register
     def stop() -> None:
-        # Answers that are read on for clients that left get 30 s to settle.
-        proxy.shutdown()
+        # By now all that was under way is settled.
         proxy.close()

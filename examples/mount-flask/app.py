@@ -22,6 +22,5 @@ app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/ai": wsgi_app(proxy)})  # t
 
 @atexit.register
 def stop() -> None:
-    # Answers that are read on for clients that left get 30 s to settle.
-    proxy.shutdown()
+    # By now all that was under way is settled.
     proxy.close()

@@ -1,8 +1,12 @@
-"""A server of one's own that stops (S20): the requests under way are told, and their rows say so."""
+"""
+Servers of one's own that stop (S20): the requests under way are told, their rows say so, and what
+is read on for clients that left is settled.
+"""
 
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ from tests.running import (
     add_customer,
     answers,
     free_port,
+    on_gunicorn,
     server_environment,
     wait_for,
 )
@@ -102,3 +107,51 @@ def test_S20_under_a_uvicorn_of_ones_own_streams_are_told_that_it_stops(
             process.kill()
             process.wait()
             store.close()
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "SIGINT", "--max-requests", "--preload"])
+def test_S20_a_gunicorn_worker_ends_after_what_is_read_for_clients_that_left(
+    how: str, tmp_path: Path
+) -> None:
+    # Of the two requests one is to see whether it serves.
+    more = {"--max-requests": (how, "2"), "--preload": (how,)}.get(how, ())
+    with on_gunicorn(tmp_path, *more) as running:
+        process = running.process
+        assert process is not None
+        running.simulator.default(Script(events=60, pace=0.1, output_tokens=60))
+        with RawClient(running) as client:
+            client.read_until(b"data: ")
+            client.leave(reset=True)
+        if how != "--max-requests":
+            time.sleep(0.7)  # it is noticed by writing
+            process.send_signal(getattr(signal, how, signal.SIGTERM))
+        if how not in {"SIGHUP", "--max-requests"}:
+            process.wait(20)
+            assert running.rows(), "settled when it has ended"
+        (row,) = running.new_rows(0, 1)
+        assert row.outcome is Outcome.CLIENT_GONE
+        # With the hook of the how-to a signal to stop cuts it after two seconds.
+        told = how not in {"SIGINT", "--max-requests"}
+        assert row.basis is (Basis.PARTIAL if told else Basis.REPORTED)
+        assert row.output_tokens > 0
+        running.quiet()
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP"])
+def test_S20_a_gunicorn_worker_cuts_what_is_read_for_clients_that_left_when_the_grace_is_over(
+    how: str, tmp_path: Path
+) -> None:
+    with on_gunicorn(tmp_path) as running:
+        assert running.process is not None
+        running.simulator.default(Script(events=300, pace=0.1, output_tokens=300))
+        with RawClient(running) as client:
+            client.read_until(b"data: ")
+            client.leave(reset=True)
+        time.sleep(0.7)
+        begun = time.monotonic()
+        running.process.send_signal(getattr(signal, how))
+        (row,) = running.new_rows(0, 1)
+        assert time.monotonic() - begun < 7
+        assert (Outcome.CLIENT_GONE, Basis.PARTIAL) == (row.outcome, row.basis)
+        assert 0 < row.output_tokens < 100
+        running.quiet()

@@ -248,6 +248,7 @@ def test_S01_an_answer_of_the_parent_is_the_parents_to_end() -> None:
 
     def child() -> None:
         reply.close()
+        driven._end()
         with pytest.raises(Unavailable):
             list(parts)
         assert not list(every_row(proxy.store))  # type: ignore[arg-type]

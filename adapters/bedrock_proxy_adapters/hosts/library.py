@@ -33,7 +33,8 @@ class Answer(Protocol):
 
         Nothing is asked of Bedrock before the first part is. Iterate to the end, or
         ``close()`` the iterator (``contextlib.closing`` does): what is then left goes on in
-        the background until the bill is settled, see :meth:`Proxy.shutdown`.
+        the background until the bill is settled, see :meth:`Proxy.shutdown`; so it does,
+        within a bound, when the process ends.
 
         Args:
             token: The customer's bearer token.

@@ -3,7 +3,8 @@ The WSGI host (PEP 3333): two pure translations and a loop.
 
 The server iterates and so drives the flow on its own thread. When the client leaves, the
 server calls ``close()``, which returns at once: what is left of the flow, the part that
-settles the bill, goes on in a thread of its own (:mod:`.driven`).
+settles the bill, goes on in a thread of its own, and a process that ends waits for it
+(:mod:`.driven`).
 
 A dead client is only noticed by writing; the flow says a comment at least every 15 s.
 Under gunicorn use the ``gthread`` worker, or a ``--timeout`` above the longest stream.
