@@ -260,6 +260,20 @@ def test_A08_what_a_wrong_clock_left_open_is_settled_as_estimated_and_corrected(
     admitted(store, ask("r1", now))
 
 
+def test_A08_what_a_wrong_clock_dated_counts_in_its_month_and_not_today(store: Any) -> None:
+    """A call dated to a later day of the month is on the month's bill, whenever it is settled."""
+    lease = ahead_and_back(store)
+    now = NOON + MINUTE
+    store.rebuild(now, set_clock=True)
+    store.finish(used(lease, 55, 500, admitted_at=AHEAD), lease)
+    state = store.gate_state("ann")
+    assert (state.day_requests, state.day_tokens, state.day_cost) == (1, 10, 300)
+    assert (state.month_requests, state.month_tokens) == (4, 10 + 10 + 10 + 55)
+    assert state.month_cost == sum(row.cost_nanousd or 0 for row in rows(store))
+    store.rebuild(now)
+    assert store.gate_state("ann") == state
+
+
 def test_A08_a_lease_that_a_wrong_clock_renewed_ends_in_time(store: Any) -> None:
     add(store)
     lease = admitted(store, ask("r1"))

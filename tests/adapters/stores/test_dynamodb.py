@@ -1,9 +1,11 @@
 """What only the DynamoDB store has: packed items, expressions, round trips, lost replies."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -30,10 +32,11 @@ from bedrock_proxy import tokens
 from bedrock_proxy.admission import Barred, Grant, Limit
 from bedrock_proxy.customers import AlreadyTaken, Customer, CustomerStatus, Key, Limits
 from bedrock_proxy.errors import ConfigurationError, StoreUnavailable
+from bedrock_proxy.periods import DAY_MS, day_of, month_of
 from bedrock_proxy.store import CACHE_MS
 from bedrock_proxy.usage import Basis, State
-from bedrock_proxy_adapters.stores.dynamodb import DynamoDBStore, connection, packing
-from bedrock_proxy_adapters.stores.dynamodb.image import fresh_gate, gate_key
+from bedrock_proxy_adapters.stores.dynamodb import DynamoDBStore, connection, expressions, packing
+from bedrock_proxy_adapters.stores.dynamodb.image import Image, fresh_gate, gate_key, image_of
 from bedrock_proxy_adapters.stores.dynamodb.packing import Adjustment, Held, Settings, Terms
 
 EVERYTHING = Limits(
@@ -475,11 +478,13 @@ def test_the_expressions_of_a_request_are_these(emulator: dynamodb.Emulator) -> 
                     " tt = tt - :refund, d1 = d1 - :refund, d2 = d2 - :refund REMOVE L.#r"
                 ),
                 "ConditionExpression": (
-                    "attribute_exists(L.#r) AND ck < :day_end AND gn = :gn AND d1 >= :refund"
+                    "attribute_exists(L.#r) AND ck BETWEEN :begin AND :end AND gn = :gn"
+                    " AND d1 >= :refund"
                 ),
                 "ExpressionAttributeNames": {"#r": "=r1"},
                 "ExpressionAttributeValues": {
-                    ":day_end": {"N": str(NOON + 12 * 60 * MINUTE)},
+                    ":begin": {"N": str(NOON - 12 * 60 * MINUTE)},
+                    ":end": {"N": str(NOON + 12 * 60 * MINUTE - 1)},
                     ":tokens": {"N": "70"},
                     ":cost": {"N": "700"},
                     ":gn": {"N": str(NOON // 1000)},
@@ -491,6 +496,63 @@ def test_the_expressions_of_a_request_are_these(emulator: dynamodb.Emulator) -> 
         )
         store.finish(record, lease)
         stub.assert_no_pending_responses()
+
+
+TURN = int(datetime(2026, 2, 1, tzinfo=UTC).timestamp() * 1000)
+CLOCKS = st.sampled_from(
+    [
+        at
+        for turn in (TURN - 2 * DAY_MS, TURN - DAY_MS, TURN, TURN + DAY_MS, TURN + 30 * DAY_MS)
+        for at in (turn - 1, turn, turn + 1, turn + DAY_MS // 2)
+    ]
+)
+
+
+def image_at(clock: int) -> Image:
+    settings = Settings(status=CustomerStatus.ACTIVE, limits=Limits(), keys={})
+    return image_of("ann", fresh_gate("ann", settings) | {"ck": {"N": str(clock)}})
+
+
+def allows(parameters: Any, clock: int) -> bool:
+    """What the condition says of an item with this clock, as far as it speaks of the clock."""
+    values = {name: int(said.get("N", 0)) for name, said in _values(parameters).items()}
+    condition = parameters["ConditionExpression"]
+    between = re.search(r"ck BETWEEN (:\w+) AND (:\w+)", condition)
+    if between is not None:
+        return values[between[1]] <= clock <= values[between[2]]
+    from_on = re.search(r"ck >= (:\w+)", condition)
+    assert from_on is not None, condition
+    return clock >= values[from_on[1]]
+
+
+def _values(parameters: Any) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = parameters["ExpressionAttributeValues"]
+    return found
+
+
+@given(at=CLOCKS, remembered=CLOCKS, clock=CLOCKS)
+def test_A08_A09_a_request_is_counted_by_the_clock_that_the_item_has(
+    at: int, remembered: int, clock: int
+) -> None:
+    """Whatever clock a process remembers, later or earlier: what it writes is what is so now."""
+    held = Held(
+        shape=b"shape!",
+        at=at,
+        deadline=at + LEASE_MS,
+        input_tokens=10,
+        output_tokens=90,
+        cost_nanousd=None,
+        took_request=False,
+        generation=None,
+        client_request_id=None,
+    )
+    update = expressions.settlement_update(image_at(remembered), "r1", held, 30, 0, at).parameters()
+    if clock == remembered:
+        assert allows(update, clock)
+    if allows(update, clock):
+        counted = [part for part in ("dt", "mt") if f"{part} = {part} - " in str(update)]
+        same_day, same_month = day_of(at) == day_of(clock), month_of(at) == month_of(clock)
+        assert counted == ["dt"] * same_day + ["mt"] * same_month
 
 
 # --- replies that are lost ----------------------------------------------------------------------

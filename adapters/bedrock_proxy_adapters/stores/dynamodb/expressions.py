@@ -320,15 +320,26 @@ def _count(update: Update, image: Image, at: int, requests: int, tokens: int, co
     """Count so much more in the periods of *at*, as far as they are not over."""
     if not (requests or tokens or cost):
         return
-    today = day_of(at) == day_of(image.clock)
-    this_month = month_of(at) == month_of(image.clock)
-    if day_of(at) > day_of(image.clock):
-        return  # what this gate has not reached, it has not counted
-    compared = "<" if today else ">="
-    update.when(f"ck {compared} {update.number('day_end', (day_of(at) + 1) * DAY_MS)}")
-    if this_month and not today:
-        end = start_of_month(month_of(at) + 1)
-        update.when(f"ck < {update.number('month_end', end)}")
+    # What is counted depends on nothing but where the item's clock is: the condition is all of
+    # the time for which that is the same, so that a clock that was put back is found out.
+    day, month = day_of(at), month_of(at)
+    today = day == day_of(image.clock)
+    this_month = month == month_of(image.clock)
+    if today:
+        begin, end = day * DAY_MS, (day + 1) * DAY_MS
+    elif this_month and at < image.clock:
+        begin, end = (day + 1) * DAY_MS, start_of_month(month + 1)
+    elif this_month:
+        begin, end = start_of_month(month), day * DAY_MS
+    elif at < image.clock:
+        begin, end = start_of_month(month + 1), None
+    else:
+        begin, end = 0, start_of_month(month)
+    low = update.number("begin", begin)
+    if end is None:
+        update.when(f"ck >= {low}")
+    else:
+        update.when(f"ck BETWEEN {low} AND {update.number('end', end - 1)}")
     for path, name, more in (
         ("r", "requests", requests),
         ("t", "tokens", tokens),

@@ -233,10 +233,11 @@ def open_leases(table: Table, customer_ids: list[str]) -> tuple[Lease, ...]:
 
 def rebuild(table: Table, customer_id: str, now: int, ttl: int | None, *, set_clock: bool) -> None:
     """See :meth:`~bedrock_proxy.store.Books.rebuild`."""
-    if set_clock:
-        _put_back(table, customer_id, now, ttl)
     wait = Backoff()
     while True:
+        if set_clock:
+            # Each time: whoever is served meanwhile is so by the wrong clock.
+            _put_back(table, customer_id, now, ttl)
         image = table.read(customer_id)
         if image is None:
             return
@@ -256,8 +257,6 @@ def rebuild(table: Table, customer_id: str, now: int, ttl: int | None, *, set_cl
         ]
         latest = accounts.latest(now, (at for at, *_ in counted))
         state = admission.rolled(state, max(newest, latest))
-        # What this gate has not reached, it does not count, here as elsewhere.
-        counted = [each for each in counted if day_of(each[0]) <= state.day]
         totals: list[accounts.Total] = []
         for period, current in ((day_of, state.day), (month_of, state.month)):
             mine = [each for each in counted if period(each[0]) == current]
