@@ -286,6 +286,21 @@ def test_A08_a_lease_that_a_wrong_clock_renewed_ends_in_time(store: Any) -> None
     assert store.reap(now + LEASE_MS) == 2
 
 
+def test_A08_a_stream_whose_deadline_was_put_back_is_renewed_by_the_right_clock(
+    store: Any,
+) -> None:
+    add(store)
+    lease = store.renew(admitted(store, ask("r1")), AHEAD)
+    now = NOON + MINUTE
+    store.rebuild(now, set_clock=True)
+    for _ in range(3):
+        now += LEASE_MS // 2
+        lease = store.renew(lease, now)
+        assert [each.deadline for each in store.open_leases()] == [now + LEASE_MS]
+        assert lease.deadline == now + LEASE_MS
+    assert store.renew(lease, now - MINUTE).deadline == now + LEASE_MS, "never back"
+
+
 def test_A08_clocks_that_differ_as_machines_do_are_left(store: Any) -> None:
     add(store, limits=Limits(requests_per_minute=1))
     admitted(store, ask("r1", NOON + MINUTE))

@@ -808,6 +808,27 @@ def test_A08_nobody_admits_by_the_clock_that_he_remembers_after_it_was_put_back(
     assert store.gate_state("ann") == audited
 
 
+def test_A08_it_is_the_deadline_in_the_table_that_is_renewed(
+    store: DynamoDBStore, recording: Recording, emulator: dynamodb.Emulator
+) -> None:
+    """Whatever the process that runs the stream remembers: an operator may have shortened it."""
+    add(store)
+    lease = store.renew(admitted(store, ask("r1")), NOON + 3 * DAY_MS)
+    operator = another(store, emulator.shared_client)
+    now = NOON + MINUTE
+    operator.rebuild(now, set_clock=True)
+    recording.begin()
+    lease = store.renew(lease, now + 1)
+    assert recording.calls == ["get_item", "update_item"]
+    recording.begin()
+    lease = store.renew(lease, now + LEASE_MS // 2)
+    assert recording.calls == ["update_item"], "as ever"
+    assert operator.open_leases() == (lease,)
+    longer = operator.renew(lease, now + LEASE_MS)
+    assert store.renew(lease, now + LEASE_MS - 1) == longer, "never back"
+    assert operator.open_leases() == (longer,)
+
+
 def test_settling_elsewhere_refunds_as_much_as_settling_here(
     store: DynamoDBStore, emulator: dynamodb.Emulator
 ) -> None:

@@ -389,11 +389,11 @@ def _charge_tokens(update: Update, image: Image, tokens: int, now: int) -> None:
 # --- the rest -----------------------------------------------------------------------------------
 
 
-def renewal_update(request_id: str, held: Held) -> Update:
-    """The update that gives an open lease another deadline."""
+def renewal_update(request_id: str, known: bytes, held: Held) -> Update:
+    """The update that gives an open lease another deadline, if it is *known* as it is."""
     update = Update()
     path = update.entry("r", lease_name(request_id))
-    update.when(f"attribute_exists({path})")
+    update.when(f"{path} = {update.binary('known', known)}")
     update.put(path, update.binary("r", pack_lease(request_id, held)))
     return update
 

@@ -24,7 +24,6 @@ from bedrock_proxy_adapters.stores.dynamodb.image import Image
 from bedrock_proxy_adapters.stores.dynamodb.packing import (
     SHAPE_BYTES,
     Held,
-    held_of,
     lease_name,
     lease_of,
     unpack_lease,
@@ -88,20 +87,29 @@ def renew(table: Table, lease: Lease, at: int) -> Lease:
     """See :meth:`~bedrock_proxy.ports.Gate.renew`."""
     table.check_open()
     request = lease.request
-    image = table.images.get(request.customer_id)
     name = lease_name(request.request_id)
-    if image is not None and name in image.entries:
-        held = unpack_lease(request.request_id, image.entries[name])
-        lease = evolve(lease, deadline=max(lease.deadline, held.deadline))
-    renewed = admission.renewed(lease, at)
-    if renewed != lease:
-        shape = shape_of(table, request)
-        reply = table.update(
-            request.customer_id, renewal_update(request.request_id, held_of(renewed, shape))
-        )
-        if isinstance(reply, Refused):
-            table.after(request.customer_id, reply)
-    return renewed
+    image = table.images.get(request.customer_id)
+    is_fresh = image is None or name not in image.entries
+    if is_fresh:
+        image = table.read(request.customer_id)
+    wait = Backoff()
+    while image is not None and name in image.entries:
+        known = image.entries[name]
+        held = unpack_lease(request.request_id, known)
+        renewed = admission.renewed(evolve(lease, deadline=held.deadline), at)
+        if renewed.deadline == held.deadline:
+            if is_fresh:
+                return renewed
+            # A deadline that is remembered may have been shortened: only the table's counts.
+            image, is_fresh = table.read(request.customer_id), True
+            continue
+        longer = evolve(held, deadline=renewed.deadline)
+        reply = table.update(request.customer_id, renewal_update(request.request_id, known, longer))
+        if not isinstance(reply, Refused):
+            return renewed
+        image, is_fresh = table.after(request.customer_id, reply), True
+        wait.once_more()
+    return admission.renewed(lease, at)
 
 
 def release(table: Table, request: AdmissionRequest) -> None:

@@ -27,13 +27,12 @@ from bedrock_proxy_adapters.stores.dynamodb.expressions import (
     recount_update,
     renewal_update,
 )
-from bedrock_proxy_adapters.stores.dynamodb.gate import full_lease, settle, shape_of
+from bedrock_proxy_adapters.stores.dynamodb.gate import full_lease, settle
 from bedrock_proxy_adapters.stores.dynamodb.image import Image, Item, gate_key, image_of
 from bedrock_proxy_adapters.stores.dynamodb.packing import (
     ADJUSTMENT,
     NONCE_BYTES,
     Adjustment,
-    held_of,
     lease_name,
     unpack_adjustment,
 )
@@ -274,12 +273,17 @@ def rebuild(table: Table, customer_id: str, now: int, ttl: int | None, *, set_cl
 
 
 def _put_back(table: Table, customer_id: str, now: int, ttl: int | None) -> None:
-    for lease in open_leases(table, [customer_id]):
-        match accounts.after_wrong_clock(lease, now):
+    """Settle or shorten what a wrong clock has dated."""
+    image = table.read(customer_id)
+    if image is None:
+        return
+    for request_id, held in image.leases():
+        match accounts.after_wrong_clock(full_lease(table, request_id, held), now):
             case Lease() as shorter:
-                held = held_of(shorter, shape_of(table, lease.request))
+                known = image.entries[lease_name(request_id)]
+                shortened = evolve(held, deadline=shorter.deadline)
                 # Where this is refused, the lease has been settled meanwhile.
-                table.update(customer_id, renewal_update(lease.request.request_id, held))
+                table.update(customer_id, renewal_update(request_id, known, shortened))
             case UsageRecord() as row:
                 finish(table, row, row.admitted_at, ttl)
             case None:
