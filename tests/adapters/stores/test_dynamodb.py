@@ -62,6 +62,7 @@ class Recording:
         self.units = 0.0
         self.fails_at: int | None = None
         self.how = ""
+        self.before: Callable[[str], Any] | None = None
 
     def begin(self) -> None:
         self.calls.clear()
@@ -70,6 +71,8 @@ class Recording:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(**parameters: Any) -> Any:
             fails = len(self.calls) == self.fails_at
+            if self.before is not None:
+                self.before(name)
             self.calls.append(name)
             if fails and self.how in {"refused", "killed before"}:
                 raise Killed if self.how == "killed before" else broken()
@@ -692,6 +695,41 @@ def test_a_customer_that_everybody_writes_to_is_503_and_not_a_hang(
     with pytest.raises(StoreUnavailable):
         store.admit(ask("r2"))
     assert recording.calls.count("try") == connection.TRIES
+
+
+# --- counting again beside the requests ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_forgotten", [False, True], ids=["estimated", "forgotten"])
+def test_A07_A13_a_true_figure_that_comes_while_counters_are_rebuilt_counts_once(
+    store: DynamoDBStore, emulator: dynamodb.Emulator, is_forgotten: bool
+) -> None:
+    add(store)
+    lease = admitted(store, ask("r1"))
+    if is_forgotten:
+        store.release(lease.request)
+    else:
+        store.reap(NOON + LEASE_MS)
+    client = Recording(emulator.shared_client)
+    server = another(store, client)
+    truth = used(lease, 30, 300, duration_ms=LEASE_MS)
+
+    def correct_and_die(name: str) -> None:
+        if name == "query" and watched.before is not None:
+            watched.before = None
+            # Announced, and the row is written; the counters are still to come.
+            client.before = lambda name: client.calls[-1:] == ["put_item"] and die()
+            with suppress(Killed):
+                server.finish(truth, lease)
+
+    def die() -> None:
+        raise Killed
+
+    watched = Recording(emulator.shared_client)
+    watched.before = correct_and_die
+    another(store, watched).rebuild(NOON, "ann")
+    audit(store, {"r1"})
+    assert [row.token_count for row in rows(store)] == [30]
 
 
 # --- down, slow, and back -----------------------------------------------------------------------

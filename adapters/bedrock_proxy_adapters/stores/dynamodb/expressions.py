@@ -251,6 +251,20 @@ def _full_at(bucket: Bucket) -> int:
     return bucket.since * bucket.rate + bucket.units * MINUTE_MS
 
 
+def raise_changes(update: Update) -> None:
+    """One more change that is none of a request: a recount begun before it is void."""
+    zero, once = update.number("no_change", 0), update.number("change", 1)
+    update.put("an", f"if_not_exists(an, {zero}) + {once}")
+
+
+def if_unchanged(update: Update, image: Image) -> None:
+    """Only if there was none since the image."""
+    if image.changes:
+        update.when(f"an = {update.number('an', image.changes)}")
+    else:
+        update.when("attribute_not_exists(an)")
+
+
 def as_it_was(update: Update, image: Image) -> None:
     """Only if no clock, bucket or counter is other than in the image."""
     for path, value in (
@@ -404,6 +418,7 @@ def adjustment_begins(request_id: str, adjustment: Adjustment) -> Update:
     path = update.entry("r", ADJUSTMENT + lease_name(request_id))
     update.when(f"attribute_not_exists({path})")
     update.put(path, update.binary("r", pack_adjustment(adjustment)))
+    raise_changes(update)
     return update
 
 
@@ -449,6 +464,8 @@ def recount_update(image: Image, state: admission.GateState) -> Update:
     """The update that puts the counters of *state* in place, if nothing was counted since."""
     update = Update()
     as_it_was(update, image)
+    if_unchanged(update, image)
+    raise_changes(update)
     if state.clock != image.clock:
         update.put("ck", update.number("ck_new", state.clock))
     if state.clock < image.clock:

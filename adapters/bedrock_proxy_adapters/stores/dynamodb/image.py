@@ -66,6 +66,8 @@ class Image:
             is above it, which is what may be refunded to the generation.
         generations: The current one's number and the former's.
         entries: Leases and adjustments, packed, by name.
+        changes: How often the counters were changed by others than requests: adjustments that
+            were begun, and recounts. Absent in the item before the first.
     """
 
     customer_id: str
@@ -79,6 +81,7 @@ class Image:
     generations: tuple[int, int]
     counters: tuple[int, int, int, int, int, int]
     entries: Mapping[str, bytes]
+    changes: int
 
     @property
     def limits(self) -> Limits:
@@ -153,4 +156,5 @@ def image_of(customer_id: str, item: Item) -> Image:
         generations=(numbers["gn"], numbers["gp"]),
         counters=(dr, dt, dc, mr, mt, mc),
         entries={name: value["B"] for name, value in item["L"]["M"].items()},
+        changes=int(item["an"]["N"]) if "an" in item else 0,
     )
