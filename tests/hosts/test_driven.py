@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.faults.test_review_hosts import Upstream, make, reply_of, settled
+from tests.faults.test_hosts_on_a_bad_day import Upstream, make, reply_of, settled
 from tests.flows import claude
 from tests.running import ROOT, add_customer, server_environment
 
