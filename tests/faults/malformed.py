@@ -355,6 +355,7 @@ BODIES = (
     _with_body("M54 100000 levels", _DEEP + b"[" * 100_000 + b"]" * 100_000 + b"}"),
     _with_body("M54 100000 objects", b'{"a":' * 100_000 + b"1" + b"}" * 100_000),
     _with_body("M54 100000 open", _DEEP + b"[" * 100_000),
+    _with_body("M55 101 digits", VALID[:-1] + b', "x": ' + b"9" * 101 + b"}"),
     _with_body("M55 long integer", VALID[:-1] + b', "x": ' + b"9" * 4_301 + b"}"),
     _with_body("M56 lone surrogate", VALID[:-1] + b', "x": "\\ud800"}'),
     _with_body("M56 lone surrogate in a key", VALID[:-1] + b', "\\udc00": 1}'),

@@ -758,7 +758,7 @@ def test_our_own_client_makes_one_attempt_and_leaves_retries_to_the_flow(monkeyp
     config = upstream._client.meta.config
     assert config.retries["total_max_attempts"] == 1
     assert config.max_pool_connections == 7
-    assert (config.connect_timeout, config.read_timeout) == (10.0, 150.0)
+    assert (config.connect_timeout, config.read_timeout) == (10.0, 630.0)
     assert (upstream.retries, upstream.max_streams) == (2, 7)
     assert (upstream.native().retries, upstream.native().max_streams) == (2, 7)
     assert Boto3Upstream(upstream._client).retries == 0
