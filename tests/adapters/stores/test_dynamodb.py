@@ -29,7 +29,7 @@ from tests.contracts.stories import (
 from tests.servers import dynamodb
 
 from bedrock_proxy import tokens
-from bedrock_proxy.admission import Barred, Grant, Limit
+from bedrock_proxy.admission import Barred, GateState, Grant, Limit
 from bedrock_proxy.customers import AlreadyTaken, Customer, CustomerStatus, Key, Limits
 from bedrock_proxy.errors import ConfigurationError, StoreUnavailable
 from bedrock_proxy.periods import DAY_MS, day_of, month_of
@@ -730,6 +730,146 @@ def test_A07_A13_a_true_figure_that_comes_while_counters_are_rebuilt_counts_once
     another(store, watched).rebuild(NOON, "ann")
     audit(store, {"r1"})
     assert [row.token_count for row in rows(store)] == [30]
+
+
+def counters(state: GateState) -> tuple[int, ...]:
+    return (
+        *(state.day_requests, state.day_tokens, state.day_cost),
+        *(state.month_requests, state.month_tokens, state.month_cost),
+    )
+
+
+def truth(store: DynamoDBStore, customer_id: str) -> tuple[int, ...]:
+    """What the counters ought to be."""
+    state = store.gate_state(customer_id)
+    found = [
+        (row.admitted_at, row.token_count, row.cost_nanousd or 0)
+        for row in rows(store, customer_id=customer_id)
+    ] + [
+        (lease.request.at, lease.tokens, lease.cost_nanousd)
+        for lease in store.open_leases(customer_id)
+    ]
+    of_day = [each for each in found if day_of(each[0]) == state.day]
+    of_month = [each for each in found if month_of(each[0]) == state.month]
+    return tuple(
+        number
+        for period in (of_day, of_month)
+        for number in (len(period), sum(e[1] for e in period), sum(e[2] for e in period))
+    )
+
+
+class Served:
+    """A customer who goes on being served, by a process of its own, and whose counters are wrong."""
+
+    def __init__(self, store: DynamoDBStore, client: Any, name: str, ahead: int) -> None:
+        self.store, self.name = store, name
+        self.server = another(store, client)
+        self.number = 0
+        add(store, name, Limits(tokens_per_minute=10**6, tokens_per_day=10**6))
+        self.early = [self.admit(NOON) for _ in range(4)]
+        for lease in (self.admit(NOON), self.admit(NOON)):
+            self.server.finish(used(lease), lease)
+        self.clock = NOON + ahead
+        self.open = [self.admit(self.clock) for _ in range(4)]
+        for lease in (self.admit(self.clock), self.admit(self.clock)):
+            self.server.finish(used(lease), lease)
+        client.update_item(
+            TableName=store.table,
+            Key=gate_key(name),
+            UpdateExpression="SET dt = dt + :n, mr = mr - :n, mc = mc + :n",
+            ExpressionAttributeValues={":n": {"N": "7"}},
+        )
+
+    def admit(self, at: int) -> Any:
+        self.number += 1
+        return admitted(self.server, ask(f"{self.name}-{self.number}", at, self.name))
+
+    def serve(self) -> None:
+        """A call from end to end, one that does not come to be, two that begin and two that end."""
+        lease = self.admit(self.clock)
+        self.server.finish(used(lease, 11, 12), lease)
+        self.open += [self.admit(self.clock), self.admit(self.clock)]
+        if self.early:
+            lease = self.early.pop()
+            self.server.finish(used(lease, 130, 140), lease)
+        lease = self.open.pop(0)
+        self.server.finish(used(lease, 15, 16), lease)
+        self.server.release(self.admit(self.clock).request)
+
+
+AHEAD = pytest.mark.parametrize(
+    "ahead",
+    [0, 2 * 60 * MINUTE, DAY_MS, 20 * DAY_MS],
+    ids=["in time", "hours ahead", "a day ahead", "a month ahead"],
+)
+MOVES = pytest.mark.parametrize("moves", [0, 1], ids=["clock stands", "clock moves"])
+
+
+def recount_beside(store: DynamoDBStore, client: Any, ahead: int, moves: int, turn: int) -> int:
+    """A recount while a customer is served before its call *turn*, or before each; how many."""
+    customer = Served(store, client, f"c{turn}", ahead)
+    watched = Recording(client)
+
+    def serve(name: str) -> None:
+        if turn in {len(watched.calls), -1}:
+            # Every machine's clock is right by now.
+            customer.clock = NOON + moves * len(watched.calls)
+            customer.serve()
+
+    watched.before = serve
+    another(store, watched).rebuild(NOON, customer.name, set_clock=True)
+    assert store.gate_state(customer.name).clock <= NOON + MINUTE
+    assert counters(store.gate_state(customer.name)) == truth(store, customer.name)
+    for lease in customer.early + customer.open:
+        customer.server.finish(used(lease, 17, 18), lease)
+    assert counters(store.gate_state(customer.name)) == truth(store, customer.name)
+    assert store.open_leases(customer.name) == ()
+    return len(watched.calls)
+
+
+@AHEAD
+@MOVES
+def test_A08_A13_counters_are_put_right_beside_a_customer_who_is_served(
+    store: DynamoDBStore, emulator: dynamodb.Emulator, ahead: int, moves: int
+) -> None:
+    recount_beside(store, emulator.shared_client, ahead, moves, 4)
+
+
+@pytest.mark.slow
+@AHEAD
+@MOVES
+def test_A08_A13_counters_are_put_right_whatever_is_served_between_two_calls(
+    store: DynamoDBStore, emulator: dynamodb.Emulator, ahead: int, moves: int
+) -> None:
+    recount_beside(store, emulator.shared_client, ahead, moves, -1)
+    turn = 0
+    while turn < recount_beside(store, emulator.shared_client, ahead, moves, turn):
+        turn += 1
+
+
+def test_A13_a_customer_that_cannot_be_recounted_is_named_and_the_others_are(
+    store: DynamoDBStore, emulator: dynamodb.Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ann", "bob", "cid"):
+        add(store, name)
+        emulator.shared_client.update_item(
+            TableName=store.table,
+            Key=gate_key(name),
+            UpdateExpression="SET mt = :n",
+            ExpressionAttributeValues={":n": {"N": "7"}},
+        )
+    update = connection.Table.update
+
+    def too_late(self: connection.Table, customer_id: str, asked: Any) -> Any:
+        if customer_id == "bob":
+            return connection.Refused(None)
+        return update(self, customer_id, asked)
+
+    monkeypatch.setattr(connection, "_LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(connection.Table, "update", too_late)
+    with pytest.raises(StoreUnavailable, match=r"^1 of 3 customers .*: bob\.$"):
+        store.rebuild(NOON)
+    assert [store.gate_state(name).month_tokens for name in ("ann", "bob", "cid")] == [0, 7, 0]
 
 
 # --- down, slow, and back -----------------------------------------------------------------------

@@ -14,13 +14,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from bedrock_proxy.admission import FRESH, AdmissionRequest, GateState, Grant, Lease, Refusal
 from bedrock_proxy.customers import Customer, CustomerNotFound, Key, TokenOwner
-from bedrock_proxy.errors import BedrockProxyError, ConfigurationError
+from bedrock_proxy.errors import BedrockProxyError, ConfigurationError, StoreUnavailable
 from bedrock_proxy.ports import PortKind
 from bedrock_proxy.standing import Standing
 from bedrock_proxy.store import PAGE_SIZE, By, Page, UsageSum
 from bedrock_proxy.usage import UsageRecord
-from bedrock_proxy_adapters.stores.dynamodb import directory, gate, ledger
-from bedrock_proxy_adapters.stores.dynamodb.connection import Table, dynamodb_client
+from bedrock_proxy_adapters.stores.dynamodb import directory, gate, ledger, recounting
+from bedrock_proxy_adapters.stores.dynamodb.connection import Busy, Table, dynamodb_client
 from bedrock_proxy_adapters.stores.dynamodb.creation import Creation, create_table
 from bedrock_proxy_adapters.stores.sums import standing_of
 
@@ -254,8 +254,17 @@ class DynamoDBStore:
         if customer_id is not None and self._table.read(customer_id) is None:
             raise CustomerNotFound(customer_id)
         ids = self._ids(customer_id)
+        left: list[str] = []
         for each in ids:
-            ledger.rebuild(self._table, each, now, self._ttl, set_clock=set_clock)
+            try:
+                recounting.rebuild(self._table, each, now, self._ttl, set_clock=set_clock)
+            except Busy:
+                left.append(each)
+        if left:
+            raise StoreUnavailable(
+                f"{len(left)} of {len(ids)} customers could not be recounted, for others kept "
+                f"changing their items or DynamoDB throttled them: {', '.join(left)}."
+            )
         return len(ids)
 
     def open_leases(self, customer_id: str | None = None) -> tuple[Lease, ...]:

@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from attrs import frozen
 
-from bedrock_proxy.errors import ConfigurationError, store_unavailable
+from bedrock_proxy.errors import ConfigurationError, StoreUnavailable, store_unavailable
 from bedrock_proxy_adapters.stores.cache import OwnerCache
 from bedrock_proxy_adapters.stores.dynamodb.image import Image, Item, gate_key, image_of
 from bedrock_proxy_adapters.stores.dynamodb.update import Update
@@ -37,6 +37,12 @@ PATIENCE: Final = 5.0
 
 _FIRST_WAIT: Final = 0.005
 _LONGEST_WAIT: Final = 0.25
+
+_THROTTLED: Final = {
+    "ProvisionedThroughputExceededException",
+    "RequestLimitExceeded",
+    "ThrottlingException",
+}
 
 MAX_REMEMBERED: Final = 10_000
 """How many gate items, shapes and permits a process remembers, each."""
@@ -117,6 +123,10 @@ class Remembered(Generic[T]):
         """What was put; it is forgotten now."""
         with self._lock:
             return self._values.pop(key, None)
+
+
+class Busy(StoreUnavailable):
+    """The table answers, but what was asked for one customer could not be done."""
 
 
 @frozen
@@ -229,6 +239,8 @@ class Table:
             if code == "ConditionalCheckFailedException":
                 item: Any = error.response.get("Item")
                 return Refused(item)
+            if code in _THROTTLED:
+                raise _busy() from error
             if code == "ResourceNotFoundException":
                 raise store_unavailable() from self.missing()
             raise store_unavailable() from error
@@ -342,17 +354,23 @@ class Backoff:
         Wait for the next try.
 
         Raises:
-            StoreUnavailable: There is none.
+            Busy: There is none.
         """
         self._left -= 1
         if self._left <= 0 or time.monotonic() >= self._end:
-            raise store_unavailable("others kept changing the same item, or it was throttled")
+            raise _busy("others kept changing the same item, or it was throttled")
         if self._first:
             # The refusal brought the item as it is: most likely the next try succeeds.
             self._first = False
             return
         time.sleep(random.uniform(0, self._wait))  # noqa: S311 -- jitter, not a secret
         self._wait = min(self._wait * 2, _LONGEST_WAIT)
+
+
+def _busy(cause: str = "") -> Busy:
+    error = Busy(store_unavailable().message)
+    error.cause = cause
+    return error
 
 
 def until_done(step: Callable[[], T | None]) -> T:

@@ -458,39 +458,3 @@ def settings_update(image: Image, settings: Settings) -> Update:
     update.put("cv", update.number("cv_new", image.version + 1))
     update.put("cf", update.binary("cf", pack_settings(settings)))
     return update
-
-
-def recount_update(image: Image, state: admission.GateState) -> Update:
-    """The update that puts the counters of *state* in place, if nothing was counted since."""
-    update = Update()
-    as_it_was(update, image)
-    if_unchanged(update, image)
-    raise_changes(update)
-    if state.clock != image.clock:
-        update.put("ck", update.number("ck_new", state.clock))
-    if state.clock < image.clock:
-        _empty_buckets(update, image, state.clock)
-    _set_counters(update, state)
-    return update
-
-
-def _empty_buckets(update: Update, image: Image, now: int) -> None:
-    """The clock is put back to *now*: nothing is known of the minutes before a wrong one."""
-    # With another version nobody admits by an image that still has the wrong clock.
-    update.when(f"cv = {update.number('cv', image.version)}")
-    update.put("cv", update.number("cv_new", image.version + 1))
-    # No lease that there is may take the next generations for its own.
-    taken = {held.generation for _, held in image.leases()}
-    generation = now // 1_000
-    while taken & {generation, generation - 1}:
-        generation += 1
-    for letter, rate in zip("rt", image.rates, strict=True):
-        update.put(f"{letter}s", update.number("put_back_to", now))
-        update.put(f"{letter}t", update.number(f"{letter}_empty", now * rate))
-    zero = update.number("zero", 0)
-    for path in ("t1", "t2"):
-        update.put(path, ":t_empty")
-    for path in ("d1", "d2"):
-        update.put(path, zero)
-    update.put("gn", update.number("gn_next", generation))
-    update.put("gp", update.number("gp_next", generation - 1))

@@ -12,11 +12,10 @@ from typing import Any, Final
 
 from attrs import evolve
 
-from bedrock_proxy import accounts, admission
+from bedrock_proxy import accounts
 from bedrock_proxy.accounts import Entry
 from bedrock_proxy.admission import FRESH, Lease
 from bedrock_proxy.customers import UNLIMITED
-from bedrock_proxy.periods import day_of, month_of, start_of_month
 from bedrock_proxy.store import By, Page, UsageSum
 from bedrock_proxy.usage import LEDGER_FIELDS, State, UsageRecord
 from bedrock_proxy_adapters.stores.dynamodb.connection import Backoff, Refused, Table
@@ -24,7 +23,6 @@ from bedrock_proxy_adapters.stores.dynamodb.expressions import (
     adjustment_begins,
     adjustment_ends,
     adjustment_is_void,
-    recount_update,
     renewal_update,
 )
 from bedrock_proxy_adapters.stores.dynamodb.gate import full_lease, settle
@@ -227,53 +225,11 @@ def open_leases(table: Table, customer_ids: list[str]) -> tuple[Lease, ...]:
     return tuple(sorted(found, key=lambda lease: (lease.deadline, lease.request.request_id)))
 
 
-# --- counting again -------------------------------------------------------------------------------
+# --- what a wrong clock has dated -----------------------------------------------------------------
 
 
-def rebuild(table: Table, customer_id: str, now: int, ttl: int | None, *, set_clock: bool) -> None:
-    """See :meth:`~bedrock_proxy.store.Books.rebuild`."""
-    wait = Backoff()
-    while True:
-        if set_clock:
-            # Each time: whoever is served meanwhile is so by the wrong clock.
-            _put_back(table, customer_id, now, ttl)
-        image = table.read(customer_id)
-        if image is None:
-            return
-        state = admission.put_back(image.state, now) if set_clock else image.state
-        held = [(each.at, 1, each.tokens, each.cost_nanousd or 0) for _, each in image.leases()] + [
-            (each.at, each.requests, each.tokens, each.cost_nanousd)
-            for _, each in image.adjustments()
-        ]
-        pending = {request_id for request_id, _ in (*image.leases(), *image.adjustments())}
-        newest = max(state.clock, accounts.latest(now, (at for at, *_ in held)))
-        start = start_of_month(month_of(newest))
-        counted = held + [
-            (row.admitted_at, 1, row.token_count, row.cost_nanousd or 0)
-            for row in rows(table, customer_id, start, None, None)
-            # Its lease still stands for it.
-            if row.request_id not in pending
-        ]
-        latest = accounts.latest(now, (at for at, *_ in counted))
-        state = admission.rolled(state, max(newest, latest))
-        totals: list[accounts.Total] = []
-        for period, current in ((day_of, state.day), (month_of, state.month)):
-            mine = [each for each in counted if period(each[0]) == current]
-            totals.append(
-                accounts.Total(
-                    sum(each[1] for each in mine),
-                    sum(each[2] for each in mine),
-                    sum(each[3] for each in mine),
-                )
-            )
-        update = recount_update(image, accounts.recounted(state, *totals))
-        if not isinstance(table.update(customer_id, update), Refused):
-            return
-        wait.once_more()
-
-
-def _put_back(table: Table, customer_id: str, now: int, ttl: int | None) -> None:
-    """Settle or shorten what a wrong clock has dated."""
+def put_leases_back(table: Table, customer_id: str, now: int, ttl: int | None) -> None:
+    """Settle what is of a time to come, and shorten what was renewed until one."""
     image = table.read(customer_id)
     if image is None:
         return
@@ -297,6 +253,20 @@ def rows(
     table: Table, customer_id: str, start: int | None, end: int | None, after: str | None
 ) -> Iterator[UsageRecord]:
     """A customer's rows in the order of pages, read as they are asked for."""
+    return map(row_of, _items(table, customer_id, start, end, after))
+
+
+def rows_with_nonces(
+    table: Table, customer_id: str, start: int
+) -> Iterator[tuple[UsageRecord, bytes | None]]:
+    """All rows from *start* on, each with the number of the adjustment that wrote it, if any."""
+    for item in _items(table, customer_id, start, None, None):
+        yield row_of(item), item["nonce"]["B"] if "nonce" in item else None
+
+
+def _items(
+    table: Table, customer_id: str, start: int | None, end: int | None, after: str | None
+) -> Iterator[Item]:
     low = f"{start or 0:015d}"
     high = f"{10**15 - 1 if end is None else end:015d}"
     if after is not None and after >= low:
@@ -315,8 +285,7 @@ def rows(
     }
     while True:
         reply = table.call("query", **parameters)
-        for item in reply["Items"]:
-            yield row_of(item)
+        yield from reply["Items"]
         if "LastEvaluatedKey" not in reply:
             return
         parameters["ExclusiveStartKey"] = reply["LastEvaluatedKey"]
