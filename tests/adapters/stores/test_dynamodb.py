@@ -35,7 +35,14 @@ from bedrock_proxy.errors import ConfigurationError, StoreUnavailable
 from bedrock_proxy.periods import DAY_MS, day_of, month_of
 from bedrock_proxy.store import CACHE_MS
 from bedrock_proxy.usage import Basis, State
-from bedrock_proxy_adapters.stores.dynamodb import DynamoDBStore, connection, expressions, packing
+from bedrock_proxy_adapters.operator_log import Seldom
+from bedrock_proxy_adapters.stores.dynamodb import (
+    DynamoDBStore,
+    connection,
+    expressions,
+    ledger,
+    packing,
+)
 from bedrock_proxy_adapters.stores.dynamodb.image import Image, fresh_gate, gate_key, image_of
 from bedrock_proxy_adapters.stores.dynamodb.packing import Adjustment, Held, Settings, Terms
 
@@ -1005,6 +1012,35 @@ def test_A08_it_is_the_deadline_in_the_table_that_is_renewed(
     longer = operator.renew(lease, now + LEASE_MS)
     assert store.renew(lease, now + LEASE_MS - 1) == longer, "never back"
     assert operator.open_leases() == (longer,)
+
+
+def test_a_lease_whose_shape_is_gone_keeps_no_other_from_being_settled(
+    emulator: dynamodb.Emulator,
+    store: DynamoDBStore,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ledger, "_seldom", Seldom())
+    add(store, "ann")
+    add(store, "bob")
+    admitted(store, ask("a1"))
+    for number in range(3):
+        admitted(store, ask(f"b{number}", NOON + number, "bob", model="other"))
+    client = emulator.client()
+    name = store._table.name
+    shapes = [i for i in client.scan(TableName=name)["Items"] if i["pk"]["S"].startswith("S#")]
+    [gone] = [each for each in shapes if "other" not in each["body"]["S"]]
+    client.delete_item(TableName=name, Key={"pk": gone["pk"], "sk": gone["sk"]})
+    other = another(store, client)
+    with caplog.at_level("WARNING", "bedrock_proxy"):
+        assert other.reap(NOON + 2 * LEASE_MS) == 3
+        assert other.reap(NOON + 2 * LEASE_MS) == 0
+    assert [row.request_id for row in rows(other)] == ["b0", "b1", "b2"]
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith(
+        f"A lease of ann cannot be settled, and stays: the item {gone['pk']['S']} is"
+    )
+    assert other.rebuild(NOON, set_clock=True) == 2
 
 
 def test_settling_elsewhere_refunds_as_much_as_settling_here(

@@ -30,6 +30,15 @@ from bedrock_proxy_adapters.stores.dynamodb.packing import (
 )
 from bedrock_proxy_adapters.stores.rows import dump
 
+
+class ShapeLost(StoreUnavailable):
+    """Somebody removed from the table what a lease refers to."""
+
+    def __init__(self, shape: bytes) -> None:
+        super().__init__("The customer database has lost what a lease refers to.")
+        self.cause = f"the item S#{shape.hex()} is gone from the table, and a lease refers to it"
+
+
 _SHAPE: Final = (
     *("customer_id", "key_id", "model_id", "model"),
     *("dialect", "operation", "stream", "price_version", "lease_ms"),
@@ -183,13 +192,13 @@ def full_lease(table: Table, request_id: str, held: Held) -> Lease:
     The lease with what its shape says.
 
     Raises:
-        StoreUnavailable: Somebody removed the shape from the table.
+        ShapeLost: Its shape is gone.
     """
     text = table.shapes.get(held.shape)
     if text is None:
         item = table.get(_shape_key(held.shape))
         if item is None:
-            raise StoreUnavailable("The customer database has lost what a lease refers to.")
+            raise ShapeLost(held.shape)
         text = item["body"]["S"]
         table.shapes.put(held.shape, text)
     values: dict[str, Any] = dict(zip(_SHAPE, json.loads(text), strict=True))

@@ -18,6 +18,7 @@ from bedrock_proxy.admission import FRESH, Lease
 from bedrock_proxy.customers import UNLIMITED
 from bedrock_proxy.store import By, Page, UsageSum
 from bedrock_proxy.usage import LEDGER_FIELDS, State, UsageRecord
+from bedrock_proxy_adapters.operator_log import Seldom
 from bedrock_proxy_adapters.stores.dynamodb.connection import Backoff, Refused, Table
 from bedrock_proxy_adapters.stores.dynamodb.expressions import (
     adjustment_begins,
@@ -25,7 +26,7 @@ from bedrock_proxy_adapters.stores.dynamodb.expressions import (
     adjustment_is_void,
     renewal_update,
 )
-from bedrock_proxy_adapters.stores.dynamodb.gate import full_lease, settle
+from bedrock_proxy_adapters.stores.dynamodb.gate import ShapeLost, full_lease, settle
 from bedrock_proxy_adapters.stores.dynamodb.image import Image, Item, gate_key, image_of
 from bedrock_proxy_adapters.stores.dynamodb.packing import (
     ADJUSTMENT,
@@ -36,6 +37,8 @@ from bedrock_proxy_adapters.stores.dynamodb.packing import (
 )
 from bedrock_proxy_adapters.stores.rows import record_of
 from bedrock_proxy_adapters.stores.sums import page_key, sum_rows
+
+_seldom: Final = Seldom()
 
 _ADJUSTMENT_MS: Final = 300_000
 """After so long, whoever began an adjustment is taken for dead."""
@@ -198,9 +201,22 @@ def reap(table: Table, customer_ids: list[str], now: int, limit: int, ttl: int |
             if adjustment.deadline <= now:
                 end_adjustment(table, image.customer_id, request_id, adjustment)
     overdue.sort()
-    for _, customer_id, request_id in overdue[:limit]:
-        _settle_overdue(table, customer_id, request_id, now, ttl)
-    return min(len(overdue), limit)
+    settled = 0
+    for _, customer_id, request_id in overdue:
+        if settled == limit:
+            break
+        try:
+            _settle_overdue(table, customer_id, request_id, now, ttl)
+        except ShapeLost as error:
+            _pass_over(customer_id, error)
+        else:
+            settled += 1
+    return settled
+
+
+def _pass_over(customer_id: str, error: ShapeLost) -> None:
+    """One lease that cannot be settled keeps no other from it."""
+    _seldom.warn(f"A lease of {customer_id} cannot be settled, and stays: {error.cause}.")
 
 
 def _settle_overdue(
@@ -234,7 +250,12 @@ def put_leases_back(table: Table, customer_id: str, now: int, ttl: int | None) -
     if image is None:
         return
     for request_id, held in image.leases():
-        match accounts.after_wrong_clock(full_lease(table, request_id, held), now):
+        try:
+            lease = full_lease(table, request_id, held)
+        except ShapeLost as error:
+            _pass_over(customer_id, error)
+            continue
+        match accounts.after_wrong_clock(lease, now):
             case Lease() as shorter:
                 known = image.entries[lease_name(request_id)]
                 shortened = evolve(held, deadline=shorter.deadline)
