@@ -109,7 +109,14 @@ def test_S20_under_a_uvicorn_of_ones_own_streams_are_told_that_it_stops(
             store.close()
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "SIGINT", "--max-requests", "--preload"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "SIGTERM",
+        "--max-requests",
+        *(pytest.param(how, marks=pytest.mark.slow) for how in ("SIGHUP", "SIGINT", "--preload")),
+    ],
+)
 def test_S20_a_gunicorn_worker_ends_after_what_is_read_for_clients_that_left(
     how: str, tmp_path: Path
 ) -> None:
@@ -137,7 +144,7 @@ def test_S20_a_gunicorn_worker_ends_after_what_is_read_for_clients_that_left(
         running.quiet()
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("how", [pytest.param("SIGTERM", marks=pytest.mark.slow), "SIGHUP"])
 def test_S20_a_gunicorn_worker_cuts_what_is_read_for_clients_that_left_when_the_grace_is_over(
     how: str, tmp_path: Path
 ) -> None:
