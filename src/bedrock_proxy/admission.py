@@ -39,10 +39,7 @@ in every store (Redis' scripts count in doubles). No month gets there but by mis
 """
 
 AHEAD_MS: Final = 60_000
-"""
-How far one clock may be ahead of another, in milliseconds, before it counts as wrong: those of
-machines that keep time differ by less.
-"""
+"""Milliseconds beyond which a clock that is ahead of another counts as wrong."""
 
 CONCURRENCY_RETRY_AFTER: Final = 1
 """Seconds to wait where too many calls are under way: any of them may end at any time."""
