@@ -3,7 +3,8 @@ The stores that the contract suite runs against. Another store joins by adding a
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -41,9 +42,10 @@ RUNNER = asyncio.Runner()
 """The one event loop of the suite; the suite closes it."""
 
 
-async def told(ask: Callable[..., Awaitable[Any]], *given: Any) -> Any:
-    """A port's answer: it is asked on the loop on which it is awaited."""
-    return await ask(*given)
+async def told(ask: Callable[..., Any], *given: Any) -> Any:
+    """A port's answer: it is asked on the loop on which it is awaited, where it is not at hand."""
+    answer = ask(*given)
+    return await answer if isawaitable(answer) else answer
 
 
 class OnALoop(SqliteStore):

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Final, TypeVar
@@ -17,16 +18,25 @@ from weakref import WeakSet
 from bedrock_proxy.admission import AdmissionRequest, Grant, Refusal
 from bedrock_proxy.customers import TokenOwner
 from bedrock_proxy.errors import StoreUnavailable, store_unavailable
-from bedrock_proxy_adapters.stores import gate, ledger, schema
+from bedrock_proxy_adapters.stores import gate, ledger, redo, schema
 from bedrock_proxy_adapters.stores.cache import OwnerCache
-from bedrock_proxy_adapters.stores.loop_writer import LoopWriter, Syncer
-from bedrock_proxy_adapters.stores.transactions import Work
+from bedrock_proxy_adapters.stores.loop_writer import LoopWriter
+from bedrock_proxy_adapters.stores.syncer import Syncer
+from bedrock_proxy_adapters.stores.ticket import beside
+from bedrock_proxy_adapters.stores.transactions import Transactions, Work
+from bedrock_proxy_adapters.stores.watch import Watch
 from bedrock_proxy_adapters.stores.writer import Writer
 
 T = TypeVar("T")
 
 REAPED_AT_ONCE: Final = 100
 """How many overdue leases are settled in one commit."""
+
+WAIT_FOR_OTHERS_S: Final = 1.0
+"""
+How long a reading waits for what another process has told and not written yet. That takes it a
+hundredth of that; beyond, it has been stopped, and what it keeps is not seen.
+"""
 
 _LOOK_EVERY_MS: Final = 1_000
 """How often admission looks for overdue leases."""
@@ -50,14 +60,16 @@ class Database:
     """
 
     def __init__(self, path: Path, *, reap_at_admission: bool) -> None:
-        self.path = path.absolute()
+        # What lies beside it is found by its name, which must be the same for all who open it.
+        self.path = path.resolve()
         self.owners = OwnerCache()
-        self._ticket_path = self.path.with_name(self.path.name + "-ticket")
+        self._ticket_path = beside(self.path, "-ticket")
         self._reaps = reap_at_admission
         self._looked_at = 0
         self._lock = Lock()
         self._writer: Writer | None = None
         self._syncer: Syncer | None = None
+        self._watch: Watch | None = None
         self._loops: dict[asyncio.AbstractEventLoop, LoopWriter] = {}
         self._reader: sqlite3.Connection | None = None
         self._closed = False
@@ -70,7 +82,7 @@ class Database:
         def work(connection: sqlite3.Connection) -> Grant | Refusal:
             decision = gate.admit(connection, request)
             self.owners.heed(request, decision)
-            if self._reaps and abs(request.at - self._looked_at) >= _LOOK_EVERY_MS:
+            if self.looks_at(request.at):
                 self._looked_at = request.at
                 if ledger.is_overdue(connection, request.at):
                     # Closing meanwhile must not undo the decision.
@@ -81,6 +93,10 @@ class Database:
             return decision
 
         return work
+
+    def looks_at(self, at: int) -> bool:
+        """Whether the admission of this time (epoch milliseconds) is to look for overdue leases."""
+        return self._reaps and abs(at - self._looked_at) >= _LOOK_EVERY_MS
 
     def remember(self, digest: bytes, at: int, owner: TokenOwner | None) -> TokenOwner | None:
         """Keep what the file said about a token; whose it is, if it is valid at *at*."""
@@ -96,6 +112,11 @@ class Database:
         finally:
             self.owners.clear()
 
+    def end_tenures(self, *, crowded: bool = False) -> None:
+        """See :meth:`.loop_writer.LoopWriter.end_tenure`, for all loops of this process."""
+        for each in tuple(self._loops.values()):
+            each.end_tenure(crowded=crowded)
+
     def writer(self) -> Writer:
         """The writing thread of this process."""
         writer = self._writer
@@ -105,7 +126,8 @@ class Database:
             if self._closed:
                 raise store_unavailable()
             if self._writer is None:
-                self._writer = Writer(self.path, self._ticket_path)
+                make_way = partial(self.end_tenures, crowded=True)
+                self._writer = Writer(self.path, self._ticket_path, make_way)
             return self._writer
 
     def loop_writer(self) -> LoopWriter:
@@ -122,7 +144,9 @@ class Database:
                 self._loops.pop(ended).close()
             if self._syncer is None:
                 self._syncer = Syncer(self.path, self._ticket_path)
-            made = LoopWriter(loop, self.path, self._ticket_path, writer, self._syncer)
+            if self._watch is None:
+                self._watch = Watch()
+            made = LoopWriter(loop, self.path, self._ticket_path, writer, self._syncer, self._watch)
             self._loops[loop] = made
             return made
 
@@ -131,11 +155,21 @@ class Database:
         """A connection for one reading, which may be long."""
         if self._closed:
             raise store_unavailable()
+        self._come_true()
         try:
             with contextlib.closing(schema.connect(self.path)) as connection:
                 yield connection
         except sqlite3.Error as error:
             raise store_unavailable() from error
+
+    def _come_true(self) -> None:
+        """See to it that what any process has told is in the file."""
+        self.end_tenures()
+        # Another process may keep its turn, or have been killed while it did.
+        if redo.is_left(self.path):
+            transactions = Transactions(self.path, self._ticket_path)
+            transactions.come_true(WAIT_FOR_OTHERS_S)
+            transactions.let_go()
 
     @contextlib.contextmanager
     def looking_up(self) -> Generator[sqlite3.Connection]:
@@ -160,8 +194,11 @@ class Database:
             self._closed = True
             writer, self._writer = self._writer, None
             syncer, self._syncer = self._syncer, None
+            watch, self._watch = self._watch, None
             loops, self._loops = self._loops, {}
             reader, self._reader = self._reader, None
+        if watch is not None:
+            watch.close()
         for each in loops.values():
             each.close()
         if syncer is not None:
@@ -181,8 +218,15 @@ class Database:
         self.owners = OwnerCache()
         self._writer = None
         self._syncer = None
+        self._watch = None
         self._loops = {}
         self._reader = None
+
+
+def _before_fork() -> None:
+    # No open transaction should cross it.
+    for database in list(_databases):
+        database.end_tenures()
 
 
 def _after_fork() -> None:
@@ -191,4 +235,4 @@ def _after_fork() -> None:
 
 
 if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

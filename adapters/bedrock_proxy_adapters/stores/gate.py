@@ -3,11 +3,11 @@ Admission and leases in SQLite. Each function is one piece of work within a tran
 """
 
 import sqlite3
-from typing import Final
+from typing import Any, Final
 
 from bedrock_proxy import admission
 from bedrock_proxy.admission import FRESH, AdmissionRequest, GateState, Grant, Lease, Refusal
-from bedrock_proxy.customers import UNLIMITED, CustomerStatus, Key
+from bedrock_proxy.customers import UNLIMITED, CustomerStatus, Key, Limits
 from bedrock_proxy.errors import Unavailable
 from bedrock_proxy.standing import Standing
 from bedrock_proxy_adapters.stores.directory import get_customer, list_keys
@@ -35,6 +35,20 @@ LEFT JOIN gates g ON g.customer_id = asked.customer
 LEFT JOIN keys k ON k.key_id = asked.key AND k.customer_id = asked.customer
 LEFT JOIN leases l ON l.request_id = asked.request
 """
+
+PUT_STATE: Final = (
+    "INSERT INTO gates (customer_id, clock, state) VALUES (?, ?, ?)"
+    " ON CONFLICT (customer_id) DO UPDATE SET clock = excluded.clock, state = excluded.state"
+)
+PUT_LEASE: Final = (
+    "INSERT INTO leases (request_id, customer_id, deadline, body) VALUES (?, ?, ?, ?)"
+)
+DROP_LEASE: Final = "DELETE FROM leases WHERE request_id = ?"
+
+_IS_KNOWN: Final = (
+    "SELECT EXISTS (SELECT 1 FROM leases WHERE request_id = ?1)"
+    " OR EXISTS (SELECT 1 FROM ledger WHERE request_id = ?1)"
+)
 
 _STATUSES: Final = {status.value: status for status in CustomerStatus}
 
@@ -65,10 +79,7 @@ def admit(connection: sqlite3.Connection, request: AdmissionRequest) -> Grant | 
     if isinstance(decision, Grant):
         lease = decision.lease
         save(connection, request.customer_id, after)
-        connection.execute(
-            "INSERT INTO leases (request_id, customer_id, deadline, body) VALUES (?, ?, ?, ?)",
-            (request.request_id, request.customer_id, lease.deadline, dump_lease(lease)),
-        )
+        put_lease(connection, lease)
     return decision
 
 
@@ -127,13 +138,17 @@ def load(connection: sqlite3.Connection, customer_id: str) -> GateState:
     return FRESH if found is None else load_state(found[0])
 
 
+def limits_of(connection: sqlite3.Connection, customer_id: str) -> Limits:
+    """The customer's limits; none where there is no such customer."""
+    found = connection.execute(
+        "SELECT limits FROM customers WHERE id = ?", (customer_id,)
+    ).fetchone()
+    return UNLIMITED if found is None else load_limits(found[0])
+
+
 def save(connection: sqlite3.Connection, customer_id: str, state: GateState) -> None:
     """Put *state* in the place of the customer's."""
-    connection.execute(
-        "INSERT INTO gates (customer_id, clock, state) VALUES (?, ?, ?)"
-        " ON CONFLICT (customer_id) DO UPDATE SET clock = excluded.clock, state = excluded.state",
-        (customer_id, state.clock, dump_state(state)),
-    )
+    connection.execute(PUT_STATE, (customer_id, state.clock, dump_state(state)))
 
 
 def find_lease(connection: sqlite3.Connection, request_id: str) -> Lease | None:
@@ -144,9 +159,25 @@ def find_lease(connection: sqlite3.Connection, request_id: str) -> Lease | None:
     return None if found is None else load_lease(*found)
 
 
+def put_lease(connection: sqlite3.Connection, lease: Lease) -> None:
+    """Write a new lease down."""
+    connection.execute(PUT_LEASE, lease_columns(lease, dump_lease(lease)))
+
+
+def lease_columns(lease: Lease, text: str) -> tuple[Any, ...]:
+    """What :data:`PUT_LEASE` asks for; *text* is the lease as :func:`.rows.dump_lease` writes it."""
+    return lease.request.request_id, lease.request.customer_id, lease.deadline, text
+
+
+def is_known(connection: sqlite3.Connection, request_id: str) -> bool:
+    """Whether a request has a lease or a row."""
+    known: int = connection.execute(_IS_KNOWN, (request_id,)).fetchone()[0]
+    return known == 1
+
+
 def drop_lease(connection: sqlite3.Connection, request_id: str) -> None:
     """Take a lease away: it is settled."""
-    connection.execute("DELETE FROM leases WHERE request_id = ?", (request_id,))
+    connection.execute(DROP_LEASE, (request_id,))
 
 
 def open_leases(connection: sqlite3.Connection, customer_id: str | None) -> tuple[Lease, ...]:

@@ -24,7 +24,7 @@ from bedrock_proxy_adapters.stores.rows import (
 from bedrock_proxy_adapters.stores.schema import LEDGER_COLUMNS
 from bedrock_proxy_adapters.stores.sums import page_key, time_key
 
-_PUT: Final = (
+PUT_ROW: Final = (
     f"INSERT OR REPLACE INTO ledger ({LEDGER_COLUMNS})"  # noqa: S608 -- constants
     f" VALUES ({', '.join('?' for _ in LEDGER_FIELDS)})"
 )
@@ -74,7 +74,7 @@ def finish(connection: sqlite3.Connection, record: UsageRecord) -> None:
         limits=UNLIMITED if limits_text is None else load_limits(limits_text),
     )
     if entry.row is not None:
-        connection.execute(_PUT, columns_of(entry.row))
+        connection.execute(PUT_ROW, columns_of(entry.row))
     if entry.state is not state:
         gate.save(connection, customer_id, entry.state)
     if body is not None:

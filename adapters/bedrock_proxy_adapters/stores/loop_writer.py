@@ -1,43 +1,47 @@
 """
 Writing to SQLite from an event loop, where that costs no waiting.
 
-A transaction here takes a tenth of a millisecond; handing it to a thread and its result back
-takes longer, and the two contend for the interpreter. What takes time is other processes'
-turns and the disk. So the pieces of work that a turn of the loop brings are done at its end,
-in one transaction, if nobody else is writing; otherwise they wait in the writing thread's
-queue. The disk is waited for on a thread (:class:`Syncer`), which shares one wait among all
-that was committed before it.
+Handing a transaction to a thread and its result back takes longer than the transaction, and the two
+contend for the interpreter. What takes time is other processes' turns and the disk. So the loop
+writes by itself, if nobody else is writing; otherwise its work waits in the writing thread's queue.
 
-The disk is asked at most every :data:`SYNC_EVERY_S`. A settlement is told when it has reached it,
-as ever; nobody waits for that but the end of a request whose answer is out. So it also waits a
-moment for the next admission, to be committed with it (:data:`COMPANY_S`). An admission is told
-at once: it survives the death of this process from the first moment (the kernel has it), and
-that of the machine soon after, before Bedrock can have answered.
+The usual, an admission or the settlement of one, is decided in a tenure (:mod:`.tenure`): the loop
+keeps its turn for :data:`SYNC_EVERY_S`, unless it is wanted. The rest, and all of it for
+:data:`CROWDED_S` after somebody wanted the turn, is done at the end of the loop's turn that brought
+it, in one transaction. There a settlement waits a moment for the next admission, to be committed with
+it (:data:`COMPANY_S`).
+
+The disk is waited for on a thread (:class:`.syncer.Syncer`), which shares one wait among all that was
+committed before it, at most every :data:`SYNC_EVERY_S`. A settlement is told when it has reached the
+disk; nobody waits for that but the end of a request whose answer is out. An admission is told at
+once: it survives the death of this process from the first moment (the kernel has it), and that of the
+machine soon after, before Bedrock can have answered.
 """
 
 import asyncio
-import contextlib
-import os
 import sqlite3
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Lock
+from time import monotonic
 from typing import Any, Final, TypeVar
 
+from bedrock_proxy.admission import AdmissionRequest, Grant, Refusal
 from bedrock_proxy.errors import store_unavailable
-from bedrock_proxy_adapters.stores import schema
+from bedrock_proxy.usage import UsageRecord
+from bedrock_proxy_adapters.stores.syncer import Syncer
+from bedrock_proxy_adapters.stores.tenure import Tenure
 from bedrock_proxy_adapters.stores.transactions import (
     Job,
     Outcome,
-    Ticket,
     Transactions,
     Work,
     arrive,
     deliver,
     give_up,
 )
+from bedrock_proxy_adapters.stores.watch import Watch
 from bedrock_proxy_adapters.stores.writer import MAX_GROUP, PATIENCE_S, Writer
 
 T = TypeVar("T")
@@ -45,95 +49,20 @@ T = TypeVar("T")
 SYNC_EVERY_S: Final = 0.01
 """How long what was committed may be in the kernel's memory alone before the disk is asked."""
 
+CROWDED_S: Final = 0.25
+"""How long a turn is not kept any more once somebody else wanted it."""
+
+LOOK_EVERY_S: Final = 0.001
+"""How often whoever keeps a turn looks, when a request comes, whether somebody else wants it."""
+
+MOST_KEPT: Final = 64
+"""How many leases and rows a tenure gathers: while they are written the loop does nothing else."""
+
 COMPANY_S: Final = 0.002
 """
 How long a settlement waits for others to share its transaction: a client that asks again at once
 has sent its next request by then. Its customer's next admission on this loop never overtakes it.
 """
-
-CHECKPOINT_EVERY: Final = 200
-"""
-Syncs after which the log is copied into the file: some megabytes, as by SQLite's own default
-(``PRAGMA wal_autocheckpoint``), which the loop's connection does without.
-"""
-
-_fdatasync: Final = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
-
-
-class Syncer:
-    """
-    The thread that waits for the disk. What SQLite has committed lies in its write-ahead log,
-    and a later sync of that file covers all that was written to it before.
-    """
-
-    def __init__(self, path: Path, ticket_path: Path) -> None:
-        self._path = path
-        self._ticket_path = ticket_path
-        self._log = path.with_name(path.name + "-wal")
-        self._syncs = 0
-        self._queue: SimpleQueue[list[Outcome] | None] = SimpleQueue()
-        self._thread = Thread(target=self._run, name="bedrock-proxy-sync", daemon=True)
-        self._thread.start()
-
-    def sync(self, outcomes: list[Outcome]) -> None:
-        """Tell *outcomes* once all that has been committed so far is on the disk."""
-        self._queue.put(outcomes)
-
-    def close(self) -> None:
-        """Sync what is waiting, and end."""
-        self._queue.put(None)
-        self._thread.join(PATIENCE_S)
-
-    def _run(self) -> None:
-        open_ = True
-        while open_:
-            waiting: list[Outcome] = []
-            more = self._queue.get()
-            while True:
-                if more is None:
-                    open_ = False
-                    break
-                waiting += more
-                try:
-                    more = self._queue.get_nowait()
-                except Empty:
-                    break
-            try:
-                self._sync()
-            except OSError as error:
-                unavailable = store_unavailable()
-                unavailable.__cause__ = error
-                waiting = [(job, None, unavailable) for job, _, _ in waiting]
-            deliver(waiting)
-            self._syncs += 1
-            if self._syncs % CHECKPOINT_EVERY == 0:
-                # Whatever keeps it from being done does not keep the next one from it.
-                with contextlib.suppress(sqlite3.Error, OSError):
-                    self._checkpoint()
-
-    def _checkpoint(self) -> None:
-        with contextlib.closing(schema.connect(self._path)) as connection:
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            # The log begins anew only if all of it has been copied. What has come meanwhile is
-            # little; it is copied while nobody adds to it.
-            ticket = Ticket(self._ticket_path)
-            try:
-                with ticket.held():
-                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            finally:
-                ticket.close()
-
-    def _sync(self) -> None:
-        # The log has no locks that closing it would drop: SQLite's are on its other files.
-        try:
-            log = os.open(self._log, os.O_RDONLY)
-        except FileNotFoundError:
-            # The last connection has been closed, which copied the log into the file.
-            log = os.open(self._path, os.O_RDONLY)
-        try:
-            _fdatasync(log)
-        finally:
-            os.close(log)
 
 
 class LoopWriter:
@@ -146,6 +75,7 @@ class LoopWriter:
         ticket_path: Whose turn it is.
         writer: Who does what cannot be done at once.
         syncer: Who waits for the disk.
+        watch: Who sees to it that a turn is not kept for too long.
     """
 
     def __init__(
@@ -155,19 +85,127 @@ class LoopWriter:
         ticket_path: Path,
         writer: Writer,
         syncer: Syncer,
+        watch: Watch,
     ) -> None:
         self._loop = loop
         self._transactions = Transactions(path, ticket_path, "NORMAL")
         self._writer = writer
         self._syncer = syncer
+        self._watch = watch
         self._asked: list[Job[Any]] = []
         self._turn_comes = False
         self._company: asyncio.TimerHandle | None = None
         self._later: list[Outcome] = []
+        self._changed = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiting: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._patience: asyncio.TimerHandle | None = None
         self._closed = False
+        # Of the tenure: whoever needs the turn in this process ends it, on whatever thread.
+        self._lock = Lock()
+        self._tenure: Tenure | None = None
+        self._told: list[Outcome] = []
+        self._crowded_until = 0.0
+        self._look_at = 0.0
+        self.began_at = 0.0
+
+    def admit(self, request: AdmissionRequest) -> Grant | Refusal | None:
+        """
+        See :meth:`~bedrock_proxy.ports.Gate.admit`; on the loop's own thread. None where it is to be
+        done by :meth:`do`.
+        """
+        if self._asked:
+            return None  # it would overtake them
+        with self._lock:
+            try:
+                tenure = self._keep()
+                return None if tenure is None else tenure.admit(request)
+            except (sqlite3.Error, OSError):
+                self._end(crowded=False)
+                return None
+
+    def finish(self, record: UsageRecord) -> "asyncio.Future[None] | None":
+        """
+        See :meth:`~bedrock_proxy.ports.Ledger.finish`; on the loop's own thread. It is told once it
+        has reached the disk. None where it is to be done by :meth:`do`.
+        """
+        if self._asked:
+            return None
+        with self._lock:
+            try:
+                tenure = self._keep()
+                if tenure is None or not tenure.finish(record):
+                    return None
+            except (sqlite3.Error, OSError):
+                self._end(crowded=False)
+                return None
+            future: asyncio.Future[None] = self._loop.create_future()
+            job = Job(_nothing, future, self._loop)
+            self._told.append((job, None, None))
+        self._be_patient((job,))
+        return future
+
+    def look_up(self, work: Work[T]) -> "T | asyncio.Future[T]":
+        """Have *work* done, which reads what no request changes."""
+        with self._lock:
+            if self._tenure is not None:
+                try:
+                    return self._tenure.look_up(work)
+                except sqlite3.Error:
+                    self._end(crowded=False)
+        return self.do(work, durable=False)
+
+    def end_tenure(self, *, crowded: bool = False) -> None:
+        """
+        Write what was decided into the file and give the turn back; from any thread.
+
+        Args:
+            crowded: Somebody else wants it.
+        """
+        with self._lock:
+            self._end(crowded=crowded)
+
+    def _keep(self) -> Tenure | None:
+        """The tenure, or a new one, if that may be; within the lock."""
+        now = monotonic()
+        tenure = self._tenure
+        if tenure is not None:
+            wanted = False
+            if now >= self._look_at:
+                self._look_at = now + LOOK_EVERY_S
+                wanted = self._transactions.is_wanted
+            if not wanted and tenure.size < MOST_KEPT:
+                return tenure
+            self._end(crowded=wanted)
+        if self._closed or now < self._crowded_until or self._writer.waited_for:
+            return None
+        tenure = self._transactions.begin_tenure()
+        if tenure is None:
+            self._crowded_until = now + CROWDED_S
+            return None
+        self._tenure = tenure
+        self.began_at = now
+        self._watch.watch(self)
+        if self._timer is None:
+            self._timer = self._loop.call_later(SYNC_EVERY_S, self._sync)
+        return tenure
+
+    def _end(self, *, crowded: bool) -> None:
+        """End the tenure, if there is one; within the lock."""
+        if crowded:
+            self._crowded_until = monotonic() + CROWDED_S
+        tenure, self._tenure = self._tenure, None
+        if tenure is None:
+            return
+        told, self._told = self._told, []
+        try:
+            self._changed |= self._transactions.end_tenure(tenure)
+        except BaseException as error:
+            deliver([(job, None, error) for job, _, _ in told])
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._later += told
 
     def do(self, work: Work[T], durable: bool) -> "asyncio.Future[T]":
         """
@@ -206,13 +244,17 @@ class LoopWriter:
                 self._writer.submit(job)
             else:
                 self._asked.append(job)
-        later, self._later = self._later, []
+        with self._lock:
+            self._end(crowded=False)
+            later, self._later = self._later, []
         self._syncer.sync(later)
         self._transactions.let_go()
 
     def leave_to_parent(self) -> None:
         """In the child of a fork; see :meth:`.transactions.Transactions.leave_to_parent`."""
         self._closed = True
+        self._lock = Lock()  # another thread of the parent's may have had it
+        self._tenure = None
         self._transactions.leave_to_parent()
 
     def _turn(self) -> None:
@@ -230,6 +272,7 @@ class LoopWriter:
         if not group:
             return
         done = None
+        self.end_tenure()
         if not self._closed and not self._writer.waited_for:
             done = self._transactions.try_commit(group)
         if done is None:
@@ -242,15 +285,21 @@ class LoopWriter:
             (later if outcome[0].durable else at_once).append(outcome)
         arrive(at_once)
         if later:
-            self._later += later
             self._be_patient([job for job, _, _ in later])
+        with self._lock:
+            self._later += later
+            self._changed |= changed
         if (later or changed) and self._timer is None:
             self._timer = self._loop.call_later(SYNC_EVERY_S, self._sync)
 
     def _sync(self) -> None:
         self._timer = None
-        later, self._later = self._later, []
-        self._syncer.sync(later)
+        with self._lock:
+            self._end(crowded=False)
+            later, self._later = self._later, []
+            changed, self._changed = self._changed, False
+        if later or changed:
+            self._syncer.sync(later)
 
     def _hand_over(self, group: list[Job[Any]]) -> None:
         try:
@@ -282,3 +331,7 @@ class LoopWriter:
             give_up(self._waiting.popleft()[1])
         if self._waiting:
             self._patience = self._loop.call_at(self._waiting[0][0], self._give_up)
+
+
+def _nothing(connection: sqlite3.Connection) -> None:
+    """What is still to be done where a tenure has done it."""

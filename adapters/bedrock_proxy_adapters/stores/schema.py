@@ -13,6 +13,7 @@ from typing import Final
 
 from bedrock_proxy.errors import ConfigurationError
 from bedrock_proxy.usage import LEDGER_FIELDS
+from bedrock_proxy_adapters.stores.ticket import Ticket, beside
 
 BUSY_TIMEOUT_S: Final = 5.0
 """How long SQLite itself waits for a lock that somebody holds without a ticket."""
@@ -117,6 +118,13 @@ MIGRATIONS: Final[Sequence[str]] = (
     ) STRICT;
     CREATE INDEX ledger_by_time ON ledger (admitted_at, request_id);
     CREATE INDEX ledger_by_customer ON ledger (customer_id, admitted_at, request_id);
+    """,
+    """
+    CREATE TABLE redo (
+        only INTEGER NOT NULL PRIMARY KEY CHECK (only = 1),
+        folded INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO redo (only, folded) VALUES (1, 0);
     """,
 )
 """What makes each version of the schema (``PRAGMA user_version``) from the one before it."""
@@ -250,7 +258,7 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[str] = MIGRATIO
     while True:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+            version = _version(connection)
             if version > len(migrations):
                 raise ConfigurationError(
                     f"The database has schema version {version}, but this version of "
@@ -274,6 +282,11 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[str] = MIGRATIO
             raise
 
 
+def _version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
+
+
 def _statements(script: str) -> Iterator[str]:
     # `executescript` would commit on its own, between the statements of one version.
     statement = ""
@@ -284,6 +297,17 @@ def _statements(script: str) -> Iterator[str]:
             statement = ""
     if statement.strip():
         yield statement
+
+
+def _migrate_in_turn(connection: sqlite3.Connection, path: Path) -> None:
+    ticket = Ticket(beside(path, "-ticket"), beside(path, "-redo"))
+    taken = ticket.take_within(BUSY_TIMEOUT_S)
+    try:
+        migrate(connection)
+    finally:
+        if taken:
+            ticket.give_back()
+        ticket.close()
 
 
 def prepare(path: Path) -> None:
@@ -300,7 +324,9 @@ def prepare(path: Path) -> None:
     check_place(path)
     try:
         with contextlib.closing(connect(path, create=True)) as connection:
-            migrate(connection)
+            # Who only looks waits for nobody: servers may write nearly all the time.
+            if _version(connection) != len(MIGRATIONS):
+                _migrate_in_turn(connection, path)
     except sqlite3.DatabaseError as error:
         raise ConfigurationError(f"The database {path} cannot be used: {error}.") from error
     with contextlib.suppress(OSError):

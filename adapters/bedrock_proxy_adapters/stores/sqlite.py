@@ -3,6 +3,7 @@ The embedded default: everything in one SQLite file, shared by the processes of 
 """
 
 import os
+from asyncio import Future
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TypeVar
 
 from bedrock_proxy.admission import AdmissionRequest, GateState, Grant, Lease, Refusal
 from bedrock_proxy.customers import Customer, Key, TokenOwner
-from bedrock_proxy.ports import PortKind
+from bedrock_proxy.ports import Answer, PortKind
 from bedrock_proxy.standing import Standing
 from bedrock_proxy.store import PAGE_SIZE, By, Page, UsageSum
 from bedrock_proxy.usage import UsageRecord
@@ -29,7 +30,8 @@ class SqliteStore:
     with the first call, in whichever process that is.
 
     Args:
-        path: The file. Beside it lie SQLite's own ``-wal`` and ``-shm``, and ``-ticket``.
+        path: The file. Beside it lie SQLite's own ``-wal`` and ``-shm``, ``-ticket``, and
+            ``-redo``.
         reap_at_admission: Settle overdue leases when a request is admitted.
 
     Raises:
@@ -212,8 +214,8 @@ class NativeSqliteStore:
     """
     A :class:`SqliteStore` for hosts with an event loop.
 
-    What can be done at once is done at the end of the loop's turn, the rest by the writing
-    thread: see :mod:`.loop_writer`.
+    What can be done at once is done on the loop's own thread, the rest by the writing thread: see
+    :mod:`.loop_writer`.
     """
 
     kind: PortKind = "native"
@@ -226,12 +228,22 @@ class NativeSqliteStore:
         cached = self._database.owners.get(digest, at)
         if cached is not None:
             return cached or None
-        owner = await self._do(lambda connection: directory.find_token(connection, digest))
+        found = self._database.loop_writer().look_up(
+            lambda connection: directory.find_token(connection, digest)
+        )
+        owner = await found if isinstance(found, Future) else found
         return self._database.remember(digest, at, owner)
 
-    def admit(self, request: AdmissionRequest) -> Awaitable[Grant | Refusal]:
+    def admit(self, request: AdmissionRequest) -> Answer[Grant | Refusal]:
         """See :class:`~bedrock_proxy.ports.Gate`."""
-        return self._do(self._database.admission(request))
+        database = self._database
+        writer = database.loop_writer()
+        if not database.looks_at(request.at):
+            decision = writer.admit(request)
+            if decision is not None:
+                database.owners.heed(request, decision)
+                return decision
+        return writer.do(database.admission(request), durable=False)
 
     def standing(self, customer_id: str, at: int) -> Awaitable[Standing]:
         """See :class:`~bedrock_proxy.ports.TokenDirectory`."""
@@ -248,7 +260,11 @@ class NativeSqliteStore:
     def finish(self, record: UsageRecord, lease: Lease) -> Awaitable[None]:
         """See :class:`~bedrock_proxy.ports.Ledger`."""
         del lease
-        return self._do(lambda connection: ledger.finish(connection, record), durable=True)
+        writer = self._database.loop_writer()
+        future = writer.finish(record)
+        if future is not None:
+            return future
+        return writer.do(lambda connection: ledger.finish(connection, record), durable=True)
 
-    def _do(self, work: Work[T], durable: bool = False) -> Awaitable[T]:
-        return self._database.loop_writer().do(work, durable)
+    def _do(self, work: Work[T]) -> Awaitable[T]:
+        return self._database.loop_writer().do(work, durable=False)

@@ -10,60 +10,21 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from bedrock_proxy.errors import BedrockProxyError, store_unavailable
-from bedrock_proxy_adapters.stores import schema
-
-if sys.platform != "win32":
-    import fcntl
+from bedrock_proxy_adapters.stores import redo, schema
+from bedrock_proxy_adapters.stores.redo import RedoLog
+from bedrock_proxy_adapters.stores.tenure import Tenure
+from bedrock_proxy_adapters.stores.ticket import Ticket
 
 T = TypeVar("T")
 Work: TypeAlias = Callable[[sqlite3.Connection], T]
 
 NOT_IN_TIME: Final = "its file was not written in time; another process may keep it, or the disk"
-
-
-class Ticket:
-    """Whose turn it is to write, among all processes on this machine."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-
-    @contextlib.contextmanager
-    def held(self) -> Generator[None]:
-        """Wait for the turn and keep it; the kernel gives it back if we are killed."""
-        if sys.platform == "win32":
-            yield
-            return
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-
-    def take(self) -> bool:
-        """Take the turn if nobody has it; whether it is ours now, and to be given back."""
-        if sys.platform == "win32":
-            return False
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def give_back(self) -> None:
-        """Let others have the turn that was taken."""
-        if sys.platform != "win32":
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-
-    def close(self) -> None:
-        """Let go of the file."""
-        os.close(self._file)
 
 
 class Job(Generic[T]):
@@ -111,6 +72,7 @@ class Transactions:
         self._ticket_path = ticket_path
         self._synchronous = synchronous
         self._ticket: Ticket | None = None
+        self._log: RedoLog | None = None
         self._connection: sqlite3.Connection | None = None
         self._inode: int | None = None
 
@@ -146,6 +108,80 @@ class Transactions:
         except Exception:  # noqa: BLE001 -- whoever waits for the turn will meet it again, and tell
             return None
 
+    def begin_tenure(self) -> Tenure | None:
+        """
+        Take the turn and keep it until :meth:`end_tenure`. None where somebody else has it, or
+        the file cannot be used: whoever waits for the turn will meet that again, and tell.
+        """
+        taken = False
+        try:
+            taken = self._own_ticket().take()
+            if not taken:
+                return None
+            connection, log = self._opened(), self._own_log()
+            left = not log.is_empty
+            if left:
+                self._transact([], connection)
+            return Tenure(connection, log, follows_redo=left)
+        except BaseException as error:
+            self._undo()
+            if taken:
+                self._own_ticket().give_back()
+            if isinstance(error, Exception):
+                return None
+            raise
+
+    def end_tenure(self, tenure: Tenure) -> bool:
+        """
+        Write what was decided in *tenure* into the file, and give the turn back; whether the file
+        has changed.
+
+        Raises:
+            StoreUnavailable: It is not in the file. It stays in the redo log, from which whoever
+                has the turn next writes it.
+        """
+        try:
+            return self._fold(tenure)
+        except BaseException as error:
+            self._undo()
+            raise _seen(error) from error
+        finally:
+            self._own_ticket().give_back()
+
+    def _fold(self, tenure: Tenure) -> bool:
+        try:
+            changed = tenure.fold()
+        except Exception:
+            # The log has it: once more, line by line.
+            self._undo()
+            log = self._own_log()
+            before = log.set_aside_so_far
+            self._transact([], self._opened())
+            if log.set_aside_so_far != before:
+                raise
+            return True
+        if changed:
+            self._clear(self._own_log())
+        return changed
+
+    def come_true(self, patience: float) -> None:
+        """
+        See to it that all that was told is in the file: by whoever keeps the turn, or by us, where he
+        was killed. After some seconds it is left at that.
+        """
+        with contextlib.suppress(OSError, sqlite3.Error):
+            ticket = self._own_ticket()
+            if ticket.take_within(patience):
+                try:
+                    self._transact([], self._opened())
+                finally:
+                    ticket.give_back()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for the turn that is kept."""
+        return self._own_ticket().is_wanted
+
     def let_go(self) -> None:
         """Close the connection and give the ticket back."""
         self._close()
@@ -159,11 +195,31 @@ class Transactions:
         if self._ticket is not None:
             self._ticket.close()
             self._ticket = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     def _own_ticket(self) -> Ticket:
         if self._ticket is None:
-            self._ticket = Ticket(self._ticket_path)
+            self._ticket = Ticket(self._ticket_path, redo.path_of(self._path))
         return self._ticket
+
+    def _own_log(self) -> RedoLog:
+        log = self._log
+        if log is None or not log.is_there:
+            self._log = RedoLog(redo.path_of(self._path))
+            if log is not None:
+                log.close()
+        assert self._log is not None
+        return self._log
+
+    def _clear(self, log: RedoLog) -> None:
+        with contextlib.suppress(OSError):  # the file knows that it holds it
+            log.clear()
+
+    def _undo(self) -> None:
+        if self._connection is not None:
+            self._roll_back(self._connection)
 
     def _alone(self, job: Job[Any]) -> list[Outcome]:
         try:
@@ -173,8 +229,12 @@ class Transactions:
 
     def _transact(self, group: list[Job[Any]], connection: sqlite3.Connection) -> list[Outcome]:
         outcomes: list[Outcome] = []
+        log = self._own_log()
         try:
             connection.execute("BEGIN IMMEDIATE")
+            left = not log.is_empty
+            if left:
+                redo.redo(connection, log)
             for job in group:
                 try:
                     outcomes.append((job, job.work(connection), None))
@@ -184,6 +244,8 @@ class Transactions:
         except BaseException:
             self._roll_back(connection)
             raise
+        if left:
+            self._clear(log)
         return outcomes
 
     def _opened(self) -> sqlite3.Connection:

@@ -3,6 +3,7 @@ One thread per process that writes to SQLite, and commits what is waiting as a g
 """
 
 import contextlib
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
@@ -25,9 +26,15 @@ PATIENCE_S: Final = 10.0
 class Writer:
     """
     The writing thread; see :class:`.transactions.Transactions` for what it does.
+
+    Args:
+        make_way: Called before it takes its turn, for others in this process who may keep theirs.
     """
 
-    def __init__(self, path: Path, ticket_path: Path) -> None:
+    def __init__(
+        self, path: Path, ticket_path: Path, make_way: Callable[[], None] = lambda: None
+    ) -> None:
+        self._make_way = make_way
         self._transactions = Transactions(path, ticket_path)
         self._queue: SimpleQueue[Job[Any] | None] = SimpleQueue()
         self._lock = Lock()
@@ -112,6 +119,8 @@ class Writer:
                     break
             if group:
                 self._busy = True
+                with contextlib.suppress(Exception):  # who does not give way is waited for
+                    self._make_way()
                 outcomes = self._transactions.commit(group)
                 self._busy = False
                 deliver(outcomes)

@@ -23,7 +23,8 @@ from bedrock_proxy.store import CACHE_MS
 from bedrock_proxy_adapters.stores import database, gate, loop_writer, schema
 from bedrock_proxy_adapters.stores.schema import file_system_of, migrate
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
-from bedrock_proxy_adapters.stores.transactions import Ticket, Transactions
+from bedrock_proxy_adapters.stores.ticket import Ticket
+from bedrock_proxy_adapters.stores.transactions import Transactions
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_every_table_is_strict_and_every_commit_reaches_the_disk(store: SqliteSt
     with contextlib.closing(schema.connect(store.path)) as connection:
         tables = connection.execute("PRAGMA table_list").fetchall()
         ours = {row[1]: row[5] for row in tables if not row[1].startswith("sqlite_")}
-        assert ours == dict.fromkeys(["customers", "keys", "gates", "leases", "ledger"], 1)
+        assert ours == dict.fromkeys(["customers", "keys", "gates", "leases", "ledger", "redo"], 1)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
 

@@ -1,4 +1,7 @@
-"""Writing to SQLite from an event loop: at once where nobody else writes, durable as promised."""
+"""
+Writing to SQLite from an event loop: at once where nobody else writes, durable as promised. What is
+decided while a turn is kept is in ``test_sqlite_tenure.py``.
+"""
 
 import asyncio
 import os
@@ -10,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.contracts.factories import told
 from tests.contracts.stories import LEASE_MS, NOON, add, ask, key, rows, used
 
 from bedrock_proxy.admission import Grant, Lease, Refusal
 from bedrock_proxy.customers import Limits
 from bedrock_proxy.errors import StoreUnavailable
-from bedrock_proxy_adapters.stores import loop_writer, schema
-from bedrock_proxy_adapters.stores.loop_writer import Syncer
+from bedrock_proxy_adapters.stores import loop_writer, schema, syncer
 from bedrock_proxy_adapters.stores.sqlite import NativeSqliteStore, SqliteStore
-from bedrock_proxy_adapters.stores.transactions import Ticket, Transactions
+from bedrock_proxy_adapters.stores.syncer import Syncer
+from bedrock_proxy_adapters.stores.ticket import Ticket
+from bedrock_proxy_adapters.stores.transactions import Transactions
 from bedrock_proxy_adapters.stores.writer import Writer
 
 
@@ -32,7 +37,11 @@ def store(tmp_path: Path) -> Any:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
-    """What was done where: the sizes of groups at once and by the thread, and the syncs."""
+    """
+    What was done where, in transactions of its own: the sizes of groups at once and by the thread,
+    and the syncs.
+    """
+    monkeypatch.setattr(Transactions, "begin_tenure", lambda _: None)
     seen: dict[str, list[Any]] = {"at once": [], "thread": [], "sync": []}
     at_once, submit, sync = Transactions.try_commit, Writer.submit, Syncer._sync
 
@@ -57,14 +66,14 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
 
 
 def on_a_loop(store: SqliteStore, story: Callable[[NativeSqliteStore], Awaitable[Any]]) -> Any:
-    async def told() -> Any:
+    async def tell() -> Any:
         return await story(store.native())
 
-    return asyncio.run(told())
+    return asyncio.run(tell())
 
 
 async def granted(native: NativeSqliteStore, request_id: str, **more: Any) -> Lease:
-    decision = await native.admit(ask(request_id, **more))
+    decision = await told(native.admit, ask(request_id, **more))
     assert isinstance(decision, Grant)
     return decision.lease
 
@@ -200,8 +209,8 @@ def test_T04_a_refusal_in_the_middle_of_a_group_changes_nothing(store: SqliteSto
 
     async def story(native: NativeSqliteStore) -> list[Any]:
         return await asyncio.gather(
-            *(native.admit(ask(f"b{number}", customer_id="bob")) for number in range(5)),
-            *(native.admit(ask(f"a{number}")) for number in range(3)),
+            *(told(native.admit, ask(f"b{number}", customer_id="bob")) for number in range(5)),
+            *(told(native.admit, ask(f"a{number}")) for number in range(3)),
         )
 
     said = on_a_loop(store, story)
@@ -219,9 +228,9 @@ def test_I6_a_defect_in_the_middle_of_a_group_undoes_only_itself(store: SqliteSt
     async def story(native: NativeSqliteStore) -> list[Any]:
         writer = store._database.loop_writer()
         return await asyncio.gather(
-            native.admit(ask("r1")),
+            told(native.admit, ask("r1")),
             writer.do(breaks, durable=False),
-            native.admit(ask("r2")),
+            told(native.admit, ask("r2")),
             return_exceptions=True,
         )
 
@@ -242,7 +251,7 @@ def test_two_processes_that_take_turns_keep_one_limit(tmp_path: Path) -> None:
         count = 0
         for number in range(20):
             native = (here, there)[number % 2].native()
-            count += isinstance(await native.admit(ask(f"r{number}")), Grant)
+            count += isinstance(await told(native.admit, ask(f"r{number}")), Grant)
         return count
 
     assert asyncio.run(story()) == 10
@@ -298,7 +307,7 @@ def test_what_changes_nothing_is_not_synced(
 ) -> None:
     async def story(native: NativeSqliteStore) -> None:
         for _ in range(5):
-            assert isinstance(await native.admit(ask("x", customer_id="nobody")), Refusal)
+            assert isinstance(await told(native.admit, ask("x", customer_id="nobody")), Refusal)
             await native.standing("ann", NOON)
         await asyncio.sleep(0.05)
 
@@ -317,7 +326,7 @@ def test_a_disk_that_fails_is_an_unreachable_store(
     async def story(native: NativeSqliteStore) -> None:
         lease = await granted(native, "r1")
         with monkeypatch.context() as patch:
-            patch.setattr(loop_writer, "_fdatasync", failing)
+            patch.setattr(syncer, "_fdatasync", failing)
             with pytest.raises(StoreUnavailable):
                 await native.finish(used(lease), lease)
         await native.finish(used(lease), lease)
@@ -329,7 +338,7 @@ def test_a_disk_that_fails_is_an_unreachable_store(
 def test_a_disk_that_hangs_is_given_up(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
     monkeypatch.setattr(loop_writer, "PATIENCE_S", 0.1)
-    monkeypatch.setattr(loop_writer, "_fdatasync", lambda _: go_on.wait(20))
+    monkeypatch.setattr(syncer, "_fdatasync", lambda _: go_on.wait(20))
 
     async def story(native: NativeSqliteStore) -> None:
         lease = await granted(native, "r1")
@@ -344,7 +353,7 @@ def test_the_log_is_copied_into_the_file_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def largest_log(name: str, every: int) -> int:
-        monkeypatch.setattr(loop_writer, "CHECKPOINT_EVERY", every)
+        monkeypatch.setattr(syncer, "CHECKPOINT_EVERY", every)
         store = SqliteStore(tmp_path / name)
         add(store)
 
@@ -374,7 +383,7 @@ def test_what_was_committed_before_closing_is_synced_and_told(
         store.close()
         await asyncio.wait_for(finishing, 20)
         with pytest.raises(StoreUnavailable):
-            await native.admit(ask("r2"))
+            await told(native.admit, ask("r2"))
 
     on_a_loop(store, story)
     assert counted["sync"]
