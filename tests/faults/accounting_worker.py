@@ -23,9 +23,12 @@ from bedrock_proxy import accounts
 from bedrock_proxy.admission import AdmissionRequest, Grant, Lease, Refusal
 from bedrock_proxy.errors import StoreUnavailable
 from bedrock_proxy.usage import UsageRecord
-from bedrock_proxy_adapters.stores import gate, ledger, spool, transactions, writer
+from bedrock_proxy_adapters.stores import gate, ledger, redo, spool, transactions, writer
+from bedrock_proxy_adapters.stores.redo import RedoLog
 from bedrock_proxy_adapters.stores.spool import Spool
 from bedrock_proxy_adapters.stores.sqlite import SqliteStore
+from bedrock_proxy_adapters.stores.tenure import Tenure
+from bedrock_proxy_adapters.stores.ticket import Ticket
 
 
 def die() -> None:
@@ -100,6 +103,45 @@ PATCHED: dict[str, Callable[[], None]] = {
     "replay: all settled, still in the file": lambda: _dies_before(spool.Path, "unlink", 1),
 }
 
+
+def _dies_in_the_middle_of_a_line(nth: int) -> None:
+    pwrite = os.pwrite
+    lines = 0
+
+    def half(file: int, data: bytes, at: int) -> int:
+        nonlocal lines
+        lines += data != b"\0"
+        if lines == nth:
+            pwrite(file, data[: len(data) // 2], at)
+            die()
+        return pwrite(file, data, at)
+
+    os.pwrite = half
+
+
+# On a loop a request writes two lines to the redo log, where nobody else wants the turn; they are
+# folded into the file in the time that its settlement takes to reach the disk.
+KEPT: dict[str, Callable[[], None]] = {
+    "tenure: decided, not in the log": lambda: _dies_before(RedoLog, "append", 3),
+    "tenure: half of it in the log": lambda: _dies_in_the_middle_of_a_line(3),
+    "tenure: in the log, not told": lambda: _dies_after(RedoLog, "append", 3),
+    "tenure: settled, not in the log": lambda: _dies_before(RedoLog, "append", 4),
+    "tenure: half of the row in the log": lambda: _dies_in_the_middle_of_a_line(4),
+    "tenure: row in the log, not told": lambda: _dies_after(RedoLog, "append", 4),
+    "fold: nothing written": lambda: _dies_before(Tenure, "fold", 2),
+    "fold: all written, not committed": lambda: _dies_after(redo, "set_folded", 2),
+    "fold: committed, still in the log": lambda: _dies_before(RedoLog, "clear", 2),
+    "fold: committed, not told": lambda: _dies_after(Tenure, "fold", 2),
+}
+
+REDONE: dict[str, Callable[[], None]] = {
+    "redo: nothing done": lambda: _dies_before(redo, "redo", 1),
+    "redo: some of it done": lambda: _dies_after(gate, "put_lease", 1),
+    "redo: all done, not committed": lambda: _dies_after(redo, "redo", 1),
+    "redo: committed, still in the log": lambda: _dies_before(RedoLog, "clear", 1),
+}
+"""Where the process that finds the log of one that was killed may die itself, at its first request."""
+
 INLINE = [
     "admitted",
     "called",
@@ -119,8 +161,9 @@ def serve(store: SqliteStore, log: Log, name: str, failpoint: str, count: int, l
 
     keeps = Spool(store.path.with_name("spool"))
     spools = failpoint.startswith(("spool", "replay"))
-    if failpoint in PATCHED and not failpoint.startswith(("reaper", "replay")):
-        PATCHED[failpoint]()
+    patches = PATCHED | KEPT | REDONE
+    if failpoint in patches and not failpoint.startswith(("reaper", "replay")):
+        patches[failpoint]()
     for number in range(count):
         request = ask(f"{name}-{number}", now_ms(), lease_ms=lease)
         decision = store.admit(request)
@@ -238,7 +281,7 @@ def without_ticket() -> None:
     def held(self: Any) -> Generator[None]:
         yield
 
-    transactions.Ticket.held = held  # type: ignore[method-assign]
+    Ticket.held = held  # type: ignore[method-assign]
 
 
 class OnALoop(SqliteStore):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from tests.contracts.stories import NOON, add, ask, rows, used
-from tests.faults.accounting_worker import INLINE, PATCHED, now_ms
+from tests.faults.accounting_worker import INLINE, KEPT, PATCHED, REDONE, now_ms
 from tests.faults.served import audit as audited
 
 from bedrock_proxy.admission import Grant
@@ -221,8 +221,10 @@ def audit(store: SqliteStore) -> int:
     return audited(store, store.path.parent)
 
 
-def die_at(failpoint: str, store: SqliteStore, name: str, lease_ms: int = 60_000) -> None:
-    worker = Worker("serve", store, name, failpoint, 4, lease_ms).wait_until_ready()
+def die_at(
+    failpoint: str, store: SqliteStore, name: str, lease_ms: int = 60_000, way: str = ""
+) -> None:
+    worker = Worker(f"{way}serve", store, name, failpoint, 4, lease_ms).wait_until_ready()
     worker.go()
     worker.process.communicate(timeout=60)
     assert worker.process.returncode == -9, f"it did not die at {failpoint!r}"
@@ -246,17 +248,49 @@ def test_A01_killed_fifty_times_at_each_step(store: SqliteStore, failpoint: str)
     print(f"A01 {failpoint}: 50 kills, {audit(store)} calls, 0 lost, 0 double, 0 leaked")
 
 
-def kill_at_random(store: SqliteStore, rounds: int, way: str) -> None:
+@pytest.mark.parametrize("failpoint", [*INLINE, *KEPT])
+def test_A01_killed_at_any_step_of_a_turn_that_is_kept_nothing_is_lost_or_doubled(
+    store: SqliteStore, failpoint: str
+) -> None:
+    add(store)
+    die_at(failpoint, store, "p", way="loop-")
+    assert audit(store) >= 1
+
+
+@pytest.mark.parametrize("failpoint", REDONE)
+def test_A01_killed_while_it_does_again_what_a_killed_one_had_told(
+    store: SqliteStore, failpoint: str
+) -> None:
+    add(store)
+    die_at("tenure: in the log, not told", store, "p", way="loop-")
+    die_at(failpoint, store, "q", way="loop-")
+    assert {lease.request.request_id for lease in store.open_leases()} == {"p-1"}
+    assert audit(store) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failpoint", [*INLINE, *KEPT])
+def test_A01_killed_fifty_times_at_each_step_of_a_turn_that_is_kept(
+    store: SqliteStore, failpoint: str
+) -> None:
+    add(store)
+    for turn in range(50):
+        die_at(failpoint, store, f"t{turn}", way="loop-")
+    print(f"A01 {failpoint}: 50 kills, {audit(store)} calls, 0 lost, 0 double, 0 leaked")
+
+
+def kill_at_random(store: SqliteStore, rounds: int, way: str, processes: int = 4) -> None:
     add(store)
     for turn in range(rounds):
         workers = [
-            Worker(f"{way}serve", store, f"t{turn}p{n}", "never", 10_000, 60_000) for n in range(4)
+            Worker(f"{way}serve", store, f"t{turn}p{n}", "never", 10_000, 60_000)
+            for n in range(processes)
         ]
         together(workers)
         for worker in workers:
             time.sleep(random.uniform(0, 0.05))
             worker.kill()
-    print(f"A02: {rounds * 4} kills, {audit(store)} calls, 0 lost, 0 double, 0 leaked")
+    print(f"A02: {rounds * processes} kills, {audit(store)} calls, 0 lost, 0 double, 0 leaked")
 
 
 @WAYS
@@ -264,6 +298,15 @@ def test_A02_killed_at_random_moments_nothing_is_lost_or_doubled(
     store: SqliteStore, way: str
 ) -> None:
     kill_at_random(store, 2, way)
+
+
+def test_A02_killed_at_random_moments_while_it_keeps_its_turn(store: SqliteStore) -> None:
+    kill_at_random(store, 8, "loop-", processes=1)
+
+
+@pytest.mark.slow
+def test_A02_a_thousand_kills_of_one_that_keeps_its_turn(store: SqliteStore) -> None:
+    kill_at_random(store, 1_000, "loop-", processes=1)
 
 
 @pytest.mark.slow
