@@ -13,8 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -163,19 +164,22 @@ async def at_once(store: SqliteStore, width: int, each: int, turn: str) -> None:
         for step in range(each):
             owner = await native.find_token(digest, now_ms())
             assert owner is not None
-            decision = await native.admit(
-                ask(f"{turn}-{width}-{number}-{step}", number % CUSTOMERS)
-            )
+            told = native.admit(ask(f"{turn}-{width}-{number}-{step}", number % CUSTOMERS))
+            decision = await told if isawaitable(told) else told
             assert isinstance(decision, Grant)
             await native.finish(row(decision.lease), decision.lease)
 
     await asyncio.gather(*(client(number) for number in range(width)))
 
 
-def cpu(folder: Path) -> list[Figure]:
+WIDTHS = ((1, 600), (16, 120), (100, 30))
+"""How many clients there are, and how many requests of each."""
+
+
+def cpu(folder: Path, widths: Iterable[tuple[int, int]] = WIDTHS) -> list[Figure]:
     """What a request's three steps take of the processor in SQLite, alone and in company."""
     found: list[Figure] = []
-    for width, each in ((1, 600), (16, 120), (100, 30)):
+    for width, each in widths:
         store = SqliteStore(folder / f"cpu{width}.db")
         add_customers(store, CUSTOMERS)
         asyncio.run(at_once(store, width, 20, "warm"))

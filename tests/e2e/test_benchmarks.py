@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from attrs import evolve
-from benchmarks import answers, publish, report
+from benchmarks import admission, answers, publish, report
 from benchmarks.cases import CASES, Entry, Results, compare, headline_targets
 from benchmarks.lab import Lab, WrongAnswer, opened, settle
 from benchmarks.load import Answer, Order, arrivals, body_of, check
@@ -90,6 +90,12 @@ def test_an_event_came_with_the_read_that_brought_its_end() -> None:
     answer = _answer(answers.sse(4))
     _, body, where = body_of(answer)
     assert arrivals(answer, body, where, answers.ENDS["sse"]) == [2.0, 2.0, 3.0, 3.0]
+
+
+def test_admissions_are_measured_on_a_loop(tmp_path: Path) -> None:
+    figures = list(admission.cpu(tmp_path, ((1, 5), (16, 2))))
+    assert [unit for _, _, unit, _ in figures] == ["CPU ms"] * 2
+    assert all(value > 0 for _, value, _, _ in figures)
 
 
 def test_a_ratio_is_the_median_of_the_rounds_own() -> None:

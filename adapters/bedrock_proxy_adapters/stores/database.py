@@ -146,7 +146,16 @@ class Database:
                 self._syncer = Syncer(self.path, self._ticket_path)
             if self._watch is None:
                 self._watch = Watch()
-            made = LoopWriter(loop, self.path, self._ticket_path, writer, self._syncer, self._watch)
+            made = LoopWriter(
+                loop,
+                self.path,
+                self._ticket_path,
+                writer,
+                self._syncer,
+                self._watch,
+                self.admission,
+                self.owners.heed,
+            )
             self._loops[loop] = made
             return made
 

@@ -6,7 +6,8 @@ contend for the interpreter. What takes time is other processes' turns and the d
 writes by itself, if nobody else is writing; otherwise its work waits in the writing thread's queue.
 
 The usual, an admission or the settlement of one, is decided in a tenure (:mod:`.tenure`): the loop
-keeps its turn for :data:`SYNC_EVERY_S`, unless it is wanted. The rest, and all of it for
+keeps its turn for :data:`SYNC_EVERY_S`, unless it is wanted. A request that comes alone is decided where
+it comes; of several, all that a turn of the loop brings at its end (:data:`COMPANIONS`). The rest, and all of it for
 :data:`CROWDED_S` after somebody wanted the turn, is done at the end of the loop's turn that brought
 it, in one transaction. There a settlement waits a moment for the next admission, to be committed with
 it (:data:`COMPANY_S`).
@@ -21,7 +22,8 @@ machine soon after, before Bedrock can have answered.
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from time import monotonic
@@ -30,6 +32,7 @@ from typing import Any, Final, TypeVar
 from bedrock_proxy.admission import AdmissionRequest, Grant, Refusal
 from bedrock_proxy.errors import store_unavailable
 from bedrock_proxy.usage import UsageRecord
+from bedrock_proxy_adapters.stores import ledger
 from bedrock_proxy_adapters.stores.syncer import Syncer
 from bedrock_proxy_adapters.stores.tenure import Tenure
 from bedrock_proxy_adapters.stores.transactions import (
@@ -58,6 +61,13 @@ LOOK_EVERY_S: Final = 0.001
 MOST_KEPT: Final = 64
 """How many leases and rows a tenure gathers: while they are written the loop does nothing else."""
 
+COMPANIONS: Final = 3
+"""
+How many requests must have been under way at once, lately, for one that comes to wait for the end of
+the loop's turn, and be decided with the others that it brings: each step done for several in a row
+makes a request cheaper than all of them done for each where it comes. Alone, it would wait for nothing.
+"""
+
 COMPANY_S: Final = 0.002
 """
 How long a settlement waits for others to share its transaction: a client that asks again at once
@@ -76,6 +86,8 @@ class LoopWriter:
         writer: Who does what cannot be done at once.
         syncer: Who waits for the disk.
         watch: Who sees to it that a turn is not kept for too long.
+        admission: What admits a request in a transaction.
+        heed: Told of every decision in a tenure.
     """
 
     def __init__(
@@ -86,12 +98,19 @@ class LoopWriter:
         writer: Writer,
         syncer: Syncer,
         watch: Watch,
+        admission: Callable[[AdmissionRequest], Work[Grant | Refusal]],
+        heed: Callable[[AdmissionRequest, Grant | Refusal], None],
     ) -> None:
         self._loop = loop
         self._transactions = Transactions(path, ticket_path, "NORMAL")
         self._writer = writer
         self._syncer = syncer
         self._watch = watch
+        self._admission = admission
+        self._heed = heed
+        self._under_way = 0
+        # At once, in this tenure and the one before.
+        self._most = self._most_before = 0
         self._asked: list[Job[Any]] = []
         self._turn_comes = False
         self._company: asyncio.TimerHandle | None = None
@@ -109,41 +128,30 @@ class LoopWriter:
         self._look_at = 0.0
         self.began_at = 0.0
 
-    def admit(self, request: AdmissionRequest) -> Grant | Refusal | None:
-        """
-        See :meth:`~bedrock_proxy.ports.Gate.admit`; on the loop's own thread. None where it is to be
-        done by :meth:`do`.
-        """
-        if self._asked:
-            return None  # it would overtake them
-        with self._lock:
-            try:
-                tenure = self._keep()
-                return None if tenure is None else tenure.admit(request)
-            except (sqlite3.Error, OSError):
-                self._end(crowded=False)
-                return None
+    def admit(
+        self, request: AdmissionRequest
+    ) -> "Grant | Refusal | asyncio.Future[Grant | Refusal]":
+        """See :meth:`~bedrock_proxy.ports.Gate.admit`; on the loop's own thread."""
+        if not self._asked and self._most < COMPANIONS and self._most_before < COMPANIONS:
+            decision = self._decide(request)
+            if decision is not None:
+                return decision
+        return self.do(self._admission(request), durable=False, request=request)
 
-    def finish(self, record: UsageRecord) -> "asyncio.Future[None] | None":
+    def finish(self, record: UsageRecord) -> "asyncio.Future[None]":
         """
         See :meth:`~bedrock_proxy.ports.Ledger.finish`; on the loop's own thread. It is told once it
-        has reached the disk. None where it is to be done by :meth:`do`.
+        has reached the disk.
         """
-        if self._asked:
-            return None
-        with self._lock:
-            try:
-                tenure = self._keep()
-                if tenure is None or not tenure.finish(record):
-                    return None
-            except (sqlite3.Error, OSError):
-                self._end(crowded=False)
-                return None
-            future: asyncio.Future[None] = self._loop.create_future()
-            job = Job(_nothing, future, self._loop)
-            self._told.append((job, None, None))
-        self._be_patient((job,))
-        return future
+        if self._under_way:
+            self._under_way -= 1
+        return self._settle(record) or self.do(partial(ledger.finish, record=record), durable=True)
+
+    def release(self, work: Work[None]) -> "asyncio.Future[None]":
+        """See :meth:`~bedrock_proxy.ports.Gate.release`; on the loop's own thread."""
+        if self._under_way:
+            self._under_way -= 1
+        return self.do(work, durable=False)
 
     def look_up(self, work: Work[T]) -> "T | asyncio.Future[T]":
         """Have *work* done, which reads what no request changes."""
@@ -165,6 +173,47 @@ class LoopWriter:
         with self._lock:
             self._end(crowded=crowded)
 
+    def _decide(self, request: AdmissionRequest) -> Grant | Refusal | None:
+        """Admit or refuse in the tenure; None where that cannot be."""
+        with self._lock:
+            try:
+                tenure = self._keep()
+                decision = None if tenure is None else tenure.admit(request)
+            except (sqlite3.Error, OSError):
+                self._end(crowded=False)
+                return None
+        if decision is not None:
+            self._heed(request, decision)
+            if isinstance(decision, Grant):
+                self._under_way += 1
+                self._most = max(self._most, self._under_way)
+        return decision
+
+    def _settle(self, record: UsageRecord) -> "asyncio.Future[None] | None":
+        """Settle in the tenure; None where that cannot be."""
+        with self._lock:
+            try:
+                tenure = self._keep()
+                if tenure is None or not tenure.finish(record):
+                    return None
+            except (sqlite3.Error, OSError):
+                self._end(crowded=False)
+                return None
+            future: asyncio.Future[None] = self._loop.create_future()
+            job = Job(_nothing, future, self._loop)
+            self._told.append((job, None, None))
+        self._be_patient((job,))
+        return future
+
+    def _usual(self, group: list[Job[Any]]) -> int:
+        """How many of *group*, from the first on, are admissions that the tenure can do; they are done."""
+        for place, job in enumerate(group):
+            decision = None if job.request is None else self._decide(job.request)
+            if decision is None:
+                return place
+            arrive([(job, decision, None)])
+        return len(group)
+
     def _keep(self) -> Tenure | None:
         """The tenure, or a new one, if that may be; within the lock."""
         now = monotonic()
@@ -184,6 +233,7 @@ class LoopWriter:
             self._crowded_until = now + CROWDED_S
             return None
         self._tenure = tenure
+        self._most, self._most_before = self._under_way, self._most
         self.began_at = now
         self._watch.watch(self)
         if self._timer is None:
@@ -207,12 +257,18 @@ class LoopWriter:
         else:
             self._later += told
 
-    def do(self, work: Work[T], durable: bool) -> "asyncio.Future[T]":
+    def do(
+        self,
+        work: Work[T],
+        durable: bool,
+        request: AdmissionRequest | None = None,
+    ) -> "asyncio.Future[T]":
         """
         Have *work* done and committed; on the loop's own thread.
 
         Args:
             durable: Whether it is told only when it has reached the disk.
+            request: What it admits, where that may be done in a tenure.
 
         Returns:
             What it gives, or StoreUnavailable where it could not be done, or not soon enough.
@@ -223,7 +279,7 @@ class LoopWriter:
         if self._closed:
             raise store_unavailable()
         future: asyncio.Future[T] = self._loop.create_future()
-        self._asked.append(Job(work, future, self._loop, durable))
+        self._asked.append(Job(work, future, self._loop, durable, request))
         if not self._turn_comes:
             if not durable or len(self._asked) >= MAX_GROUP:
                 self._turn_comes = True
@@ -269,6 +325,7 @@ class LoopWriter:
     def _do(self, asked: list[Job[Any]]) -> None:
         # Some may have been cancelled meanwhile.
         group = [job for job in asked if job.future is None or not job.future.done()]
+        group = group[self._usual(group) :]
         if not group:
             return
         done = None

@@ -238,12 +238,9 @@ class NativeSqliteStore:
         """See :class:`~bedrock_proxy.ports.Gate`."""
         database = self._database
         writer = database.loop_writer()
-        if not database.looks_at(request.at):
-            decision = writer.admit(request)
-            if decision is not None:
-                database.owners.heed(request, decision)
-                return decision
-        return writer.do(database.admission(request), durable=False)
+        if database.looks_at(request.at):
+            return writer.do(database.admission(request), durable=False)
+        return writer.admit(request)
 
     def standing(self, customer_id: str, at: int) -> Awaitable[Standing]:
         """See :class:`~bedrock_proxy.ports.TokenDirectory`."""
@@ -255,16 +252,14 @@ class NativeSqliteStore:
 
     def release(self, request: AdmissionRequest) -> Awaitable[None]:
         """See :class:`~bedrock_proxy.ports.Gate`."""
-        return self._do(lambda connection: gate.release(connection, request))
+        return self._database.loop_writer().release(
+            lambda connection: gate.release(connection, request)
+        )
 
     def finish(self, record: UsageRecord, lease: Lease) -> Awaitable[None]:
         """See :class:`~bedrock_proxy.ports.Ledger`."""
         del lease
-        writer = self._database.loop_writer()
-        future = writer.finish(record)
-        if future is not None:
-            return future
-        return writer.do(lambda connection: ledger.finish(connection, record), durable=True)
+        return self._database.loop_writer().finish(record)
 
     def _do(self, work: Work[T]) -> Awaitable[T]:
         return self._database.loop_writer().do(work, durable=False)

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
+from bedrock_proxy.admission import AdmissionRequest
 from bedrock_proxy.errors import BedrockProxyError, store_unavailable
 from bedrock_proxy_adapters.stores import redo, schema
 from bedrock_proxy_adapters.stores.redo import RedoLog
@@ -33,9 +34,10 @@ class Job(Generic[T]):
 
     Attributes:
         durable: Whether a loop is told of it only when it has reached the disk; threads always are.
+        request: What it admits, where that may be done in a tenure instead.
     """
 
-    __slots__ = ("durable", "future", "loop", "work")
+    __slots__ = ("durable", "future", "loop", "request", "work")
 
     def __init__(
         self,
@@ -43,7 +45,9 @@ class Job(Generic[T]):
         future: "Future[T] | asyncio.Future[T] | None" = None,
         loop: asyncio.AbstractEventLoop | None = None,
         durable: bool = True,
+        request: AdmissionRequest | None = None,
     ) -> None:
+        self.request = request
         self.work = work
         self.future = future
         self.loop = loop

@@ -166,6 +166,35 @@ def test_a_tenure_gathers_no_more_than_may_be_written_at_once(
     on_a_loop(store, story)
 
 
+@pytest.mark.usefixtures("long")
+def test_what_comes_while_others_are_under_way_is_decided_with_them_at_the_end_of_the_turn(
+    store: SqliteStore,
+) -> None:
+    """Alone, it waits for nothing."""
+
+    async def story(native: NativeSqliteStore) -> None:
+        alone = [native.admit(ask(f"a{number}")) for number in range(loop_writer.COMPANIONS)]
+        assert all(isinstance(each, Grant) for each in alone)
+        together = [native.admit(ask(f"t{number}")) for number in range(20)]
+        said = [await each for each in together if isinstance(each, asyncio.Future)]
+        assert len(said) == len(together)
+        # In the order in which they came: the concurrency is 20.
+        left = 20 - len(alone)
+        assert [isinstance(each, Grant) for each in said] == [True] * left + [False] * (20 - left)
+        assert in_file(store.path, "leases") == 0
+        for each in (*alone, *said[:left]):
+            assert isinstance(each, Grant)
+            native.finish(used(each.lease), each.lease)
+        for name in ("x", "y"):
+            store._database.loop_writer().end_tenure()
+            decision = await told(native.admit, ask(name))
+            native.finish(used(decision.lease), decision.lease)
+        store._database.loop_writer().end_tenure()
+        assert isinstance(native.admit(ask("alone-again")), Grant)
+
+    on_a_loop(store, story)
+
+
 # --- whose turn it is -------------------------------------------------------------------------------
 
 
