@@ -179,7 +179,7 @@ class LoopWriter:
             try:
                 tenure = self._keep()
                 decision = None if tenure is None else tenure.admit(request)
-            except (sqlite3.Error, OSError):
+            except Exception:  # noqa: BLE001 -- its own transaction will meet it again, and tell
                 self._end(crowded=False)
                 return None
         if decision is not None:
@@ -196,7 +196,7 @@ class LoopWriter:
                 tenure = self._keep()
                 if tenure is None or not tenure.finish(record):
                     return None
-            except (sqlite3.Error, OSError):
+            except Exception:  # noqa: BLE001 -- as above
                 self._end(crowded=False)
                 return None
             future: asyncio.Future[None] = self._loop.create_future()

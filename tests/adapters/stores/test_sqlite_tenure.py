@@ -195,6 +195,32 @@ def test_what_comes_while_others_are_under_way_is_decided_with_them_at_the_end_o
     on_a_loop(store, story)
 
 
+@pytest.mark.usefixtures("long")
+def test_a_customer_whose_limits_cannot_be_read_keeps_nobody_else_from_being_admitted(
+    store: SqliteStore,
+) -> None:
+    """As those of a later version: they are never taken for none."""
+    add(store, "bob")
+    with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as connection:
+        connection.execute("UPDATE customers SET limits = '{\"later\": 1}' WHERE id = 'bob'")
+
+    async def story(native: NativeSqliteStore) -> None:
+        for number in range(loop_writer.COMPANIONS):
+            await granted(native, f"a{number}")
+        asked = [("b1", "bob"), ("a-next", "ann"), ("b2", "bob"), ("a-last", "ann")]
+        said = await asyncio.gather(
+            *(told(native.admit, ask(name, customer_id=who)) for name, who in asked),
+            return_exceptions=True,
+        )
+        assert [type(each) for each in said] == [ValueError, Grant, ValueError, Grant]
+        store._database.loop_writer()._most = store._database.loop_writer()._most_before = 0
+        with pytest.raises(ValueError, match="later"):
+            await told(native.admit, ask("b3", customer_id="bob"))
+
+    on_a_loop(store, story)
+    assert len(store.open_leases()) == loop_writer.COMPANIONS + 2
+
+
 # --- whose turn it is -------------------------------------------------------------------------------
 
 
