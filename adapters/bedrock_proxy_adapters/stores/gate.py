@@ -46,8 +46,8 @@ PUT_LEASE: Final = (
 DROP_LEASE: Final = "DELETE FROM leases WHERE request_id = ?"
 
 _IS_KNOWN: Final = (
-    "SELECT EXISTS (SELECT 1 FROM leases WHERE request_id = ?1)"
-    " OR EXISTS (SELECT 1 FROM ledger WHERE request_id = ?1)"
+    "SELECT EXISTS (SELECT 1 FROM leases WHERE request_id = ?)"
+    " OR EXISTS (SELECT 1 FROM ledger WHERE request_id = ?)"
 )
 
 _STATUSES: Final = {status.value: status for status in CustomerStatus}
@@ -171,7 +171,7 @@ def lease_columns(lease: Lease, text: str) -> tuple[Any, ...]:
 
 def is_known(connection: sqlite3.Connection, request_id: str) -> bool:
     """Whether a request has a lease or a row."""
-    known: int = connection.execute(_IS_KNOWN, (request_id,)).fetchone()[0]
+    known: int = connection.execute(_IS_KNOWN, (request_id, request_id)).fetchone()[0]
     return known == 1
 
 
