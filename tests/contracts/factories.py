@@ -3,13 +3,14 @@ The stores that the contract suite runs against. Another store joins by adding a
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 from attrs import frozen
+from tests.contracts.stories import ask
 from tests.servers import dynamodb, redis
 
 from bedrock_proxy.admission import AdmissionRequest, Grant, Lease, Refusal
@@ -19,7 +20,7 @@ from bedrock_proxy.usage import UsageRecord
 from bedrock_proxy_adapters.stores.dynamodb import DynamoDBStore
 from bedrock_proxy_adapters.stores.memory import MemoryStore
 from bedrock_proxy_adapters.stores.redis import RedisStore
-from bedrock_proxy_adapters.stores.sqlite import SqliteStore
+from bedrock_proxy_adapters.stores.sqlite import NativeSqliteStore, SqliteStore
 
 
 @frozen
@@ -46,6 +47,22 @@ async def told(ask: Callable[..., Any], *given: Any) -> Any:
     """A port's answer: it is asked on the loop on which it is awaited, where it is not at hand."""
     answer = ask(*given)
     return await answer if isawaitable(answer) else answer
+
+
+def on_a_loop(store: SqliteStore, story: Callable[[NativeSqliteStore], Awaitable[Any]]) -> Any:
+    """What *story* gives, which happens to the native face on an event loop of its own."""
+
+    async def tell() -> Any:
+        return await story(store.native())
+
+    return asyncio.run(tell())
+
+
+async def granted(native: NativeSqliteStore, request_id: str, **more: Any) -> Lease:
+    """The lease of a request that is admitted."""
+    decision = await told(native.admit, ask(request_id, **more))
+    assert isinstance(decision, Grant)
+    return decision.lease
 
 
 class OnALoop(SqliteStore):

@@ -8,15 +8,14 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.contracts.factories import told
+from tests.contracts.factories import granted, on_a_loop, told
 from tests.contracts.stories import LEASE_MS, NOON, add, ask, key, rows, used
 
-from bedrock_proxy.admission import Grant, Lease, Refusal
+from bedrock_proxy.admission import Grant, Refusal
 from bedrock_proxy.customers import Limits
 from bedrock_proxy.errors import StoreUnavailable
 from bedrock_proxy_adapters.stores import loop_writer, schema, syncer
@@ -63,19 +62,6 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     monkeypatch.setattr(Writer, "submit", submitted)
     monkeypatch.setattr(Syncer, "_sync", synced)
     return seen
-
-
-def on_a_loop(store: SqliteStore, story: Callable[[NativeSqliteStore], Awaitable[Any]]) -> Any:
-    async def tell() -> Any:
-        return await story(store.native())
-
-    return asyncio.run(tell())
-
-
-async def granted(native: NativeSqliteStore, request_id: str, **more: Any) -> Lease:
-    decision = await told(native.admit, ask(request_id, **more))
-    assert isinstance(decision, Grant)
-    return decision.lease
 
 
 # --- where it is done -----------------------------------------------------------------------------

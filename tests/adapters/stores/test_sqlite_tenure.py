@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 from attrs import frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.contracts.factories import told
+from tests.contracts.factories import granted, on_a_loop, told
 from tests.contracts.stories import LEASE_MS, NOON, add, ask, rows, used
 
 from bedrock_proxy.admission import Grant, Lease, Refusal
@@ -55,19 +55,6 @@ def long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Turns are kept until somebody wants them."""
     monkeypatch.setattr(loop_writer, "SYNC_EVERY_S", 3600)
     monkeypatch.setattr(watch, "LONGEST_S", 3600)
-
-
-def on_a_loop(store: SqliteStore, story: Callable[[NativeSqliteStore], Awaitable[Any]]) -> Any:
-    async def tell() -> Any:
-        return await story(store.native())
-
-    return asyncio.run(tell())
-
-
-async def granted(native: NativeSqliteStore, request_id: str, **more: Any) -> Lease:
-    decision = await told(native.admit, ask(request_id, **more))
-    assert isinstance(decision, Grant)
-    return decision.lease
 
 
 def in_file(path: Path, table: str) -> int:
@@ -267,18 +254,20 @@ def test_T03_a_settlement_that_waits_for_company_is_not_overtaken_by_a_tenure(
     assert [lease.request.request_id for lease in store.open_leases()] == ["r2"]
 
 
+def admit_elsewhere(store: SqliteStore, took: list[float]) -> None:
+    """Another process's request, and how many seconds it waited."""
+    began = time.monotonic()
+    assert isinstance(store.admit(ask("theirs")), Grant)
+    took.append(time.monotonic() - began)
+
+
 def test_a_loop_whose_thread_does_something_else_keeps_nobody_waiting(store: SqliteStore) -> None:
     other = SqliteStore(store.path, reap_at_admission=False)
     took: list[float] = []
 
-    def admit() -> None:
-        began = time.monotonic()
-        assert isinstance(other.admit(ask("theirs")), Grant)
-        took.append(time.monotonic() - began)
-
     async def story(native: NativeSqliteStore) -> None:
         await granted(native, "r1")
-        thread = threading.Thread(target=admit)
+        thread = threading.Thread(target=admit_elsewhere, args=(other, took))
         thread.start()
         time.sleep(2)
         thread.join()
@@ -320,17 +309,12 @@ def test_a_disk_that_takes_its_time_does_not_make_others_wait_for_the_turn(
     other = SqliteStore(store.path, reap_at_admission=False)
     took: list[float] = []
 
-    def admit() -> None:
-        began = time.monotonic()
-        assert isinstance(other.admit(ask("theirs")), Grant)
-        took.append(time.monotonic() - began)
-
     async def story(native: NativeSqliteStore) -> None:
         lease = await granted(native, "r1")
         finishing = native.finish(used(lease), lease)
         await asyncio.sleep(0.1)  # the disk is asked, and says nothing
         await granted(native, "r2")
-        thread = threading.Thread(target=admit)
+        thread = threading.Thread(target=admit_elsewhere, args=(other, took))
         thread.start()
         time.sleep(1)
         go_on.set()
